@@ -1,0 +1,1 @@
+"""The machines: topology, placement and the local stand-in cluster."""

@@ -1,0 +1,40 @@
+"""What does the Ray cluster look like now, and where did Ray put the bundles of a placement group?"""
+
+from __future__ import annotations
+
+import ray
+from ray._private.state import available_resources_per_node
+from ray.util.placement_group import PlacementGroup, placement_group_table
+
+from cluster.policy import NodeSnapshot, Topology
+
+
+def snapshot() -> Topology:
+    """Alive nodes with total and free GPUs and CPUs.
+
+    Ray's public API gives free resources for the whole cluster only (the state API needs the
+    dashboard), hence the one private import; vLLM's Ray executor depends on the same function.
+    """
+    free = available_resources_per_node()
+    nodes = []
+    for node in ray.nodes():
+        if not node["Alive"]:
+            continue
+        total, left = node["Resources"], free.get(node["NodeID"], {})
+        nodes.append(
+            NodeSnapshot(
+                node_id=node["NodeID"],
+                address=node["NodeManagerAddress"],
+                cpus_total=total.get("CPU", 0.0),
+                cpus_free=left.get("CPU", 0.0),
+                gpus_total=total.get("GPU", 0.0),
+                gpus_free=left.get("GPU", 0.0),
+            )
+        )
+    return Topology(nodes=tuple(sorted(nodes, key=lambda node: node.node_id)))
+
+
+def bundle_nodes(group: PlacementGroup) -> tuple[str, ...]:
+    """Node id of every bundle of a placement group that is ready, in bundle order."""
+    placed = placement_group_table(group)["bundles_to_node_id"]
+    return tuple(placed[index] for index in range(len(placed)))

@@ -1,0 +1,1 @@
+"""The services: ingress, gateway, router, engine server and the command line."""

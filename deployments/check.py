@@ -1,0 +1,87 @@
+"""What does a configuration ask for, what fits, and what does the present cluster lack?"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+from cluster.placement import place_replicas
+from cluster.policy import Topology
+from deployments.config import ServiceConfig
+from llama31.errors import PlacementRefused
+from llama31.memory import (
+    GIB,
+    kv_bytes_per_token_per_rank,
+    kv_tokens_that_fit,
+    longest_context,
+    rank_weight_bytes,
+)
+from llama31.parallel import layers_per_stage
+
+
+def kv_tokens(config: ServiceConfig) -> int:
+    """KV tokens of one replica: what fits beside the weights, or what the configuration sets."""
+    spec, plan, engine = config.spec, config.parallel_plan, config.engine
+    if engine.kv_cache_bytes is None:
+        usable, share = config.hardware.gpu_usable_bytes, engine.gpu_memory_share
+        return kv_tokens_that_fit(spec, plan, usable, share, kv_dtype=engine.kv_cache_dtype)
+    per_token = (kv_bytes_per_token_per_rank(spec, plan, s, engine.kv_cache_dtype) for s in range(plan.pp))
+    return engine.kv_cache_bytes // max(per_token)
+
+
+def describe(config: ServiceConfig) -> Iterator[str]:
+    """The plan in lines: ranks per node, weights and KV per rank, longest context."""
+    spec, plan, hardware = config.spec, config.parallel_plan, config.hardware
+    nodes = nodes_needed(config)
+    yield f"model      {spec.name}: {spec.param_count():,} parameters, {spec.weight_bytes() / GIB:.1f} GiB of weights"
+    yield f"plan       {plan}: {plan.world_size} ranks, {plan.pp} stage{'s' * (plan.pp > 1)} of {plan.tp}"
+    node = f"node{'s' * (nodes > 1)} of {hardware.gpus_per_node} x {hardware.gpu}"
+    yield f"replicas   {config.replicas}, each on {nodes} {node}"
+    for stage, layers in enumerate(layers_per_stage(spec, plan)):
+        weights = rank_weight_bytes(spec, plan, stage)
+        per_token = kv_bytes_per_token_per_rank(spec, plan, stage, config.engine.kv_cache_dtype)
+        ranks = f"ranks {plan.rank(stage, 0)}-{plan.rank(stage, plan.tp - 1)}"
+        yield (
+            f"stage {stage}    {ranks}: {layers} layers, {weights / GIB:.2f} GiB of weights "
+            f"and {per_token:,} B of KV per token on each rank"
+        )
+    tokens = kv_tokens(config)
+    context = min(config.engine.max_model_tokens, longest_context(spec, tokens))
+    yield f"KV         {tokens:,} tokens per replica in {config.engine.kv_cache_dtype} KV"
+    yield f"context    {context:,} tokens at most (configured: {config.engine.max_model_tokens:,})"
+    for lack in memory_faults(config):
+        yield f"refused    {lack}"
+
+
+def memory_faults(config: ServiceConfig) -> Iterator[str]:
+    """Why the plan cannot work on the configured GPUs, whatever the cluster."""
+    spec, plan, hardware = config.spec, config.parallel_plan, config.hardware
+    weights = max(rank_weight_bytes(spec, plan, stage) for stage in range(plan.pp))
+    budget = hardware.gpu_usable_bytes * config.engine.gpu_memory_share
+    tokens = kv_tokens(config)
+    if weights > budget:
+        yield (
+            f"a rank needs {weights / GIB:.1f} GiB for weights, a {hardware.gpu} gives {budget / GIB:.1f} GiB: "
+            "use more ranks (a larger tp or pp) or a quantised model"
+        )
+    elif tokens < config.engine.max_model_tokens:
+        yield (
+            f"{tokens:,} KV tokens cannot hold one sequence of engine.max_model_tokens "
+            f"({config.engine.max_model_tokens:,}): lower it, use fp8 KV, or use more ranks"
+        )
+
+
+def nodes_needed(config: ServiceConfig) -> int:
+    """Nodes of one replica when stages fill nodes of the configured size."""
+    plan = config.parallel_plan
+    stages_per_node = max(1, config.hardware.gpus_per_node // plan.tp)
+    return -(-plan.pp // stages_per_node)
+
+
+def what_is_missing(config: ServiceConfig, topology: Topology) -> str:
+    """Empty if the cluster holds every replica now, else the refusal in words."""
+    engine = config.engine
+    try:
+        place_replicas(topology, config.parallel_plan, config.replicas, engine.replica_cpus, engine.rank_cpus)
+    except PlacementRefused as refusal:
+        return str(refusal)
+    return ""

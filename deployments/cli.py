@@ -1,0 +1,208 @@
+"""What can an operator type? `llama31 serve | chat | status | demo | weights`."""
+
+from __future__ import annotations
+
+import argparse
+import signal
+import sys
+import threading
+import time
+from collections.abc import Sequence
+from pathlib import Path
+
+from deployments import check, commands
+from deployments.config import ServiceConfig, load_config, shipped_configs
+from llama31.errors import ConfigInvalid, Llama31Error
+
+EXIT_ERROR = 1
+EXIT_INTERRUPTED = 130
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Entry point. Errors are one line on standard error, never a traceback."""
+    options = build_parser().parse_args(arguments)
+    try:
+        return int(options.run(options))
+    except Llama31Error as error:
+        print(f"llama31: {error}", file=sys.stderr)
+        return EXIT_ERROR
+    except KeyboardInterrupt:
+        return EXIT_INTERRUPTED
+    except BrokenPipeError:
+        return EXIT_ERROR
+
+
+def build_parser() -> argparse.ArgumentParser:
+    """All commands and options."""
+    parser = argparse.ArgumentParser(prog="llama31", description="Llama 3.1 served on Ray.")
+    subparsers = parser.add_subparsers(required=True, metavar="COMMAND")
+    _add_serve(subparsers.add_parser("serve", help="serve a model in the foreground until Ctrl-C"))
+    _add_demo(subparsers.add_parser("demo", help="serve the stand-in, ask one question, stop"))
+    _add_chat(subparsers.add_parser("chat", help="talk to a running service; interactive without a message"))
+    _add_status(subparsers.add_parser("status", help="replicas, ranks with their nodes, load"))
+    _add_weights(subparsers.add_parser("weights", help="prepare or check the weights"))
+    return parser
+
+
+def _add_service_options(parser: argparse.ArgumentParser) -> None:
+    names = ", ".join(shipped_configs())
+    parser.add_argument(
+        "--config", default="standin", metavar="FILE", help=f"a file, or one of {names} (default: standin)"
+    )
+    parser.add_argument("--plan", help="how to split a replica: tp8, pp2, tp2pp2 (default: the configuration's)")
+    parser.add_argument("--replicas", type=int, metavar="N", help="engine replicas")
+    parser.add_argument("--port", type=int, help="gRPC port, 0 for a free one (default: 9000)")
+    parser.add_argument("--metrics-port", type=int, help="Prometheus port of each node (default: 9400)")
+    parser.add_argument("--weights", choices=("checkpoint", "dummy"), help="dummy: random weights, no checkpoint")
+    parser.add_argument("--engine", choices=("vllm", "scripted"), help="scripted: echoes the prompt, no model")
+    parser.add_argument("--checkpoint", metavar="DIR", help="directory with the weights (default: the prepared ones)")
+
+
+def _service_config(options: argparse.Namespace) -> ServiceConfig:
+    chosen = {
+        "plan": options.plan,
+        "replicas": options.replicas,
+        "ingress.port": options.port,
+        "ingress.metrics_port": options.metrics_port,
+        "engine.weights": options.weights,
+        "engine.kind": options.engine,
+        "engine.checkpoint": options.checkpoint,
+    }
+    overrides = {path: value for path, value in chosen.items() if value is not None}
+    return load_config(options.config, overrides)
+
+
+def _add_serve(parser: argparse.ArgumentParser) -> None:
+    _add_service_options(parser)
+    parser.add_argument("--address", default="", help="serve on this Ray cluster instead of starting one")
+    parser.add_argument("--check", action="store_true", help="print the plan and what the cluster lacks, start nothing")
+    parser.set_defaults(run=_serve)
+
+
+def _serve(options: argparse.Namespace) -> int:
+    config = _service_config(options)
+    if options.check:
+        return _check(config, options.address)
+    faults = list(check.memory_faults(config)) if config.engine.kind == "vllm" else []
+    if faults:
+        raise ConfigInvalid("; ".join(faults))
+    stop = threading.Event()
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, lambda *_: _interrupt(stop))
+    commands.prepare_weights_if_ours(config, print)
+    service = commands.make_service(config, options.address)
+    try:
+        address = service.start()
+        print(commands.how_to_connect(address), flush=True)
+        stop.wait()
+    finally:
+        signal.signal(signal.SIGINT, signal.SIG_IGN)
+        service.stop()
+        print("stopped", flush=True)
+    return 0
+
+
+def _interrupt(stop: threading.Event) -> None:
+    """Ends the wait for requests, or whatever start-up is doing."""
+    if stop.is_set():
+        return
+    stop.set()
+    raise KeyboardInterrupt
+
+
+def _check(config: ServiceConfig, ray_address: str) -> int:
+    for line in check.describe(config):
+        print(line)
+    missing = check.what_is_missing(config, commands.present_cluster(config, ray_address))
+    faults = list(check.memory_faults(config))
+    print(f"cluster    {missing or 'the present cluster can hold it'}")
+    return EXIT_ERROR if missing or faults else 0
+
+
+def _add_demo(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--plan", default="tp2", help="how to split the stand-in (default: tp2)")
+    parser.add_argument("question", nargs="?", default="What is the capital of France?")
+    parser.set_defaults(run=_demo)
+
+
+def _demo(options: argparse.Namespace) -> int:
+    began_s = time.monotonic()
+    overrides = {
+        "plan": options.plan,
+        "ingress.port": 0,
+        "ingress.metrics_port": 0,
+        "local_cluster.dashboard_port": 0,
+    }
+    config = load_config("standin", overrides)
+
+    def progress(line: str) -> None:
+        print(f"[{time.monotonic() - began_s:5.1f} s] {line}", flush=True)
+
+    commands.prepare_weights_if_ours(config, progress)
+    service = commands.make_service(config, "", progress)
+    try:
+        address = service.start()
+        for line in commands.rank_table(service.records()):
+            print(line)
+        print(f"\n> {options.question}")
+        commands.ask_once(address.grpc, options.question, commands.ChatSettings(temperature=0.0, max_tokens=64))
+    finally:
+        service.stop()
+    progress("stopped")
+    return 0
+
+
+def _add_chat(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("message", nargs="?", help="one question; without it, a conversation")
+    parser.add_argument("--address", help="HOST:PORT of the gRPC server (default: the running service)")
+    parser.add_argument("--system", default="", help="a system message")
+    parser.add_argument("--temperature", type=float, help="0 to 2 (default: the model's own)")
+    parser.add_argument("--max-tokens", type=int, help="longest answer")
+    parser.add_argument("--seed", type=int, help="repeats a sampled answer")
+    parser.set_defaults(run=_chat)
+
+
+def _chat(options: argparse.Namespace) -> int:
+    address = options.address or commands.running_service().grpc
+    settings = commands.ChatSettings(options.system, options.temperature, options.max_tokens, options.seed)
+    if options.message is not None:
+        commands.ask_once(address, options.message, settings)
+    else:
+        commands.converse(address, settings)
+    return 0
+
+
+def _add_status(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--port", type=int, help="gRPC port of the service, if several run")
+    parser.set_defaults(run=_status)
+
+
+def _status(options: argparse.Namespace) -> int:
+    for line in commands.status_lines(commands.running_service(options.port)):
+        print(line)
+    return 0
+
+
+def _add_weights(parser: argparse.ArgumentParser) -> None:
+    actions = parser.add_subparsers(required=True, metavar="ACTION")
+    prepare = actions.add_parser("prepare", help="convert the packaged stand-in weights into the cache, once")
+    prepare.add_argument("--verify", action="store_true", help="compare every digest, too")
+    prepare.set_defaults(run=_prepare)
+    examine = actions.add_parser("check", help="is a checkpoint directory whole and safe to load?")
+    examine.add_argument("directory", type=Path)
+    examine.set_defaults(run=_examine)
+
+
+def _prepare(options: argparse.Namespace) -> int:
+    commands.prepare_standin_weights(print, verify=options.verify)
+    return 0
+
+
+def _examine(options: argparse.Namespace) -> int:
+    commands.check_weights(options.directory)
+    print(f"{options.directory} is whole")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

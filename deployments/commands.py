@@ -1,0 +1,219 @@
+"""What do the commands do? The console's side of the service, free of option parsing."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import urllib.request
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from prometheus_client.parser import text_string_to_metric_families
+
+from cluster.local import LocalCluster, running_cluster_address
+from cluster.policy import Topology
+from deployments import service
+from deployments.client import BlockingClient, connect
+from deployments.config import ServiceConfig, cache_dir
+from llama31.chat import GenerationOptions, Message, Role, SamplingChoices, StopChoices, Usage
+from llama31.checkpoint import prepare_standin, verify_checkpoint
+from llama31.errors import ClusterRefused, Llama31Error
+
+if TYPE_CHECKING:
+    from deployments.directory import ReplicaRecord
+
+STANDIN = "smollm2-135m"
+
+
+def make_service(config: ServiceConfig, ray_address: str, progress: service.Progress = print) -> service.Service:
+    """A service that prints its progress."""
+    return service.Service(config, progress, ray_address)
+
+
+def prepare_weights_if_ours(config: ServiceConfig, progress: service.Progress) -> None:
+    """The stand-in's weights come with the installation; others must be there already."""
+    engine = config.engine
+    if config.model == STANDIN and engine.checkpoint is None and engine.weights == "checkpoint":
+        prepare_standin_weights(progress)
+
+
+def prepare_standin_weights(progress: service.Progress, verify: bool = False) -> Path:
+    """Converts the packaged weights once. Raises: CheckpointMissing, CheckpointCorrupt."""
+    return prepare_standin(cache_dir() / STANDIN, progress, verify=verify)
+
+
+def check_weights(directory: Path) -> None:
+    """Raises: CheckpointMissing, CheckpointCorrupt."""
+    verify_checkpoint(directory)
+
+
+def present_cluster(config: ServiceConfig, ray_address: str) -> Topology:
+    """The cluster that `serve` would use now: the given one, the one that runs here, or this machine."""
+    from cluster.ray_cluster import snapshot
+
+    address = ray_address or ("" if config.local_cluster else running_cluster_address())
+    if not address:
+        return LocalCluster(service.local_cluster_settings(config), lambda _: None).topology()
+    import ray
+
+    service.connect(address)
+    try:
+        return snapshot()
+    finally:
+        ray.shutdown()
+
+
+def how_to_connect(address: service.ServiceAddress) -> str:
+    """What `serve` prints once it is ready: addresses and three clients to copy."""
+    message = {"role": "ROLE_USER", "parts": [{"text": "Hello"}]}
+    request = json.dumps({"spec": {"model": address.model, "messages": [message]}})
+    dashboard = f"{address.dashboard}  (token: {address.ray_token})" if address.dashboard else "your cluster's own"
+    return f"""
+ready
+  gRPC       {address.grpc}
+  metrics    {address.metrics or "off"}
+  dashboard  {dashboard}
+
+grpcurl -plaintext -d '{request}' {address.grpc} llama31.v1.ChatService/StreamChat
+
+python -c 'from deployments.client import connect; print(connect("{address.grpc}").chat("Hello").text())'
+
+llama31 chat --address {address.grpc} Hello
+
+Ctrl-C stops."""
+
+
+@dataclass(frozen=True, slots=True)
+class ChatSettings:
+    """What the console can choose for a chat."""
+
+    system: str = ""
+    temperature: float | None = None
+    max_tokens: int | None = None
+    seed: int | None = None
+
+    def options(self) -> GenerationOptions:
+        """As the client takes them."""
+        return GenerationOptions(
+            sampling=SamplingChoices(temperature=self.temperature, seed=self.seed),
+            stop=StopChoices(max_output_tokens=self.max_tokens),
+        )
+
+    def first_messages(self) -> list[Message]:
+        """What stands before the first question."""
+        return [Message(Role.SYSTEM, self.system)] if self.system else []
+
+
+def ask_once(address: str, question: str, settings: ChatSettings | None = None) -> None:
+    """Streams one answer to the terminal, then its figures."""
+    settings = settings or ChatSettings()
+    with connect(address) as client:
+        _stream_answer(client, [*settings.first_messages(), Message(Role.USER, question)], settings)
+
+
+def converse(address: str, settings: ChatSettings) -> None:
+    """Reads questions until end of input; an error ends the answer, not the conversation."""
+    messages = settings.first_messages()
+    with connect(address) as client:
+        print("Ctrl-D ends, Ctrl-C stops an answer.")
+        while (question := _read_line()) is not None:
+            if not question.strip():
+                continue
+            messages.append(Message(Role.USER, question))
+            try:
+                messages.append(Message(Role.ASSISTANT, _stream_answer(client, messages, settings)))
+            except KeyboardInterrupt:
+                messages.pop()
+                print("\n(stopped)")
+            except Llama31Error as error:
+                messages.pop()
+                print(f"\n{error}")
+
+
+def _read_line() -> str | None:
+    with contextlib.suppress(EOFError, KeyboardInterrupt):
+        return input("> ")
+    print()
+    return None
+
+
+def _stream_answer(client: BlockingClient, messages: Sequence[Message], settings: ChatSettings) -> str:
+    stream = client.chat(messages, options=settings.options())
+    pieces = []
+    try:
+        for piece in stream:
+            pieces.append(piece)
+            print(piece, end="", flush=True)
+    except BaseException:
+        stream.close()
+        raise
+    print(f"\n{_figures(stream.usage)}" if stream.usage else "")
+    return "".join(pieces)
+
+
+def _figures(usage: Usage) -> str:
+    decode_s = usage.total_s - usage.first_token_s
+    rate = (usage.output_tokens - 1) / decode_s if usage.output_tokens > 1 and decode_s > 0 else 0.0
+    return (
+        f"[{usage.prompt_tokens} prompt + {usage.output_tokens} output tokens, "
+        f"TTFT {usage.first_token_s:.2f} s, {rate:.1f} tokens/s]"
+    )
+
+
+def running_service(port: int | None = None) -> service.ServiceAddress:
+    """The service of this user that runs on `port`, or the youngest. Raises: ClusterRefused."""
+    for address in service.running_services():
+        if port is None or address.grpc.endswith(f":{port}"):
+            return address
+    where = f" on port {port}" if port else ""
+    raise ClusterRefused(f"no service of yours runs{where}; start one with 'llama31 serve' or give --address")
+
+
+def status_lines(address: service.ServiceAddress) -> Iterator[str]:
+    """Addresses, then every replica with its load and the node of every rank."""
+    import ray
+
+    yield f"gRPC {address.grpc}   metrics {address.metrics or 'off'}   dashboard {address.dashboard or '-'}"
+    service.connect(address.ray_address, address.ray_token)
+    try:
+        records = service.read_directory()
+    finally:
+        ray.shutdown()
+    yield from rank_table(records, _read_load(address.metrics))
+
+
+def rank_table(records: Sequence[ReplicaRecord], load: dict[str, dict[str, float]] | None = None) -> Iterator[str]:
+    """One line a replica, one line a rank."""
+    if not records:
+        yield "no replica has announced itself yet"
+    for record in records:
+        line = f"replica {record.replica_id}  {record.model}  {record.plan}  {record.phase} {record.detail}".rstrip()
+        if numbers := (load or {}).get(record.replica_id):
+            line += (
+                f"  running {numbers.get('running', 0):.0f}  waiting {numbers.get('waiting', 0):.0f}"
+                f"  KV {numbers.get('kv_used_tokens', 0):,.0f} of {numbers.get('kv_total_tokens', 0):,.0f} tokens"
+            )
+        yield line
+        for rank in record.ranks:
+            yield (
+                f"  rank {rank.rank}  stage {rank.stage}  tp {rank.tp_rank}  "
+                f"node {rank.node_id[:8]} ({rank.node_ip})  {rank.device}  pid {rank.pid}"
+            )
+
+
+def _read_load(metrics_url: str) -> dict[str, dict[str, float]]:
+    """Replica id -> its gauges, from the node's metrics port; empty if that does not answer."""
+    load: dict[str, dict[str, float]] = {}
+    try:
+        with urllib.request.urlopen(metrics_url, timeout=5) as response:
+            text = response.read().decode()
+    except (OSError, ValueError):
+        return load
+    for family in text_string_to_metric_families(text):
+        if family.name.startswith("llama31_replica_"):
+            for sample in family.samples:
+                gauges = load.setdefault(sample.labels["replica"], {})
+                gauges[family.name.removeprefix("llama31_replica_")] = sample.value
+    return load

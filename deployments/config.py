@@ -1,0 +1,213 @@
+"""What can be configured? One frozen tree; the only reader of YAML and of the environment."""
+
+from __future__ import annotations
+
+import os
+from importlib import resources
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+import yaml
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError, model_validator
+
+from llama31.errors import ConfigInvalid, ModelNotFound, PlanInvalid
+from llama31.parallel import ParallelPlan, check_plan
+from llama31.specs import ModelSpec, get_spec
+
+# prometheus_client reads this variable itself, when it is first imported.
+METRICS_VARIABLE = "PROMETHEUS_MULTIPROC_DIR"
+LOOPBACK = ("127.0.0.1", "localhost", "::1")
+
+
+class Section(BaseModel):
+    """Frozen; an unknown key is an error."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", strict=True)
+
+
+def _is_plan(text: str) -> str:
+    return str(ParallelPlan.parse(text))
+
+
+class ScriptConfig(Section):
+    """Times of the scripted engine, which answers with the prompt's own tokens."""
+
+    step_s: float = Field(default=0.02, ge=0)
+    load_s: float = Field(default=0.0, ge=0)
+
+
+class EngineConfig(Section):
+    """What one replica runs and on which hardware."""
+
+    kind: Literal["vllm", "scripted"] = "vllm"
+    device: Literal["cuda", "cpu"] = "cuda"
+    checkpoint: Annotated[str | None, Field(description="directory; absent = prepared stand-in")] = None
+    weights: Literal["checkpoint", "dummy"] = "checkpoint"
+    dtype: Literal["bfloat16", "float16", "float32"] = "bfloat16"
+    kv_cache_dtype: Literal["auto", "fp8"] = "auto"
+    max_model_tokens: int = Field(default=131_072, ge=16)
+    max_running: int = Field(default=256, ge=1, le=4096)
+    max_batched_tokens: int = Field(default=8192, ge=16)
+    gpu_memory_share: float = Field(default=0.9, gt=0, le=1)
+    kv_cache_bytes: int | None = Field(default=None, ge=1 << 20)
+    eager: bool = False
+    prefix_caching: bool = True
+    replica_cpus: float = Field(default=1.0, gt=0)
+    rank_cpus: float = Field(default=1.0, ge=0)
+    step_timeout_s: int = Field(default=60, ge=1, description="a step that takes longer ends the engine")
+    script: ScriptConfig = ScriptConfig()
+
+
+class HardwareConfig(Section):
+    """The GPU that `--check` reckons with. Usable bytes, not the label on the box."""
+
+    gpu: str = "H100-80GB"
+    gpus_per_node: int = Field(default=8, ge=1)
+    gpu_usable_bytes: int = Field(default=int(79.1 * 2**30), ge=1 << 20)
+
+
+class LocalClusterConfig(Section):
+    """The stand-in cluster of `llama31 serve` without --address. Absent = there is none to start."""
+
+    nodes: int = Field(default=2, ge=1, le=16)
+    gpus_per_node: int = Field(default=2, ge=0, le=64)
+    cpus_per_node: int = Field(default=8, ge=1)
+    dashboard_port: int = Field(default=8265, ge=0, le=65535)
+
+
+class IngressConfig(Section):
+    """The door. Without keys it opens on loopback only."""
+
+    host: str = "127.0.0.1"
+    port: int = Field(default=9000, ge=0, le=65535)
+    metrics_host: str = "127.0.0.1"
+    metrics_port: int = Field(default=9400, ge=0, le=65535)
+    reflection: bool = True
+    drain_s: float = Field(default=20.0, ge=0)
+    max_output_tokens: int = Field(default=4096, ge=1, description="when the request names no limit")
+
+    @model_validator(mode="after")
+    def _stays_on_loopback(self) -> IngressConfig:
+        for option, host in (("ingress.host", self.host), ("ingress.metrics_host", self.metrics_host)):
+            if host not in LOOPBACK:
+                raise ValueError(f"{option} is {host}: there are no API keys yet, so only loopback is allowed")
+        return self
+
+
+class ServiceConfig(Section):
+    """One model and everything needed to serve it."""
+
+    model: str
+    plan: Annotated[str, AfterValidator(_is_plan)] = "tp1"
+    replicas: int = Field(default=1, ge=1, le=1000)
+    engine: EngineConfig = EngineConfig()
+    hardware: HardwareConfig = HardwareConfig()
+    ingress: IngressConfig = IngressConfig()
+    local_cluster: LocalClusterConfig | None = None
+
+    @model_validator(mode="after")
+    def _is_consistent(self) -> ServiceConfig:
+        spec = get_spec(self.model)
+        check_plan(spec, self.parallel_plan)
+        if self.engine.max_model_tokens > spec.context_tokens:
+            raise ValueError(
+                f"engine.max_model_tokens is {self.engine.max_model_tokens}; "
+                f"{spec.name} was trained for {spec.context_tokens}"
+            )
+        if self.engine.device == "cpu" and self.engine.kv_cache_bytes is None:
+            raise ValueError("engine.kv_cache_bytes must be set when engine.device is cpu")
+        return self
+
+    @property
+    def spec(self) -> ModelSpec:
+        """The model's numbers."""
+        return get_spec(self.model)
+
+    @property
+    def parallel_plan(self) -> ParallelPlan:
+        """How each replica is split."""
+        return ParallelPlan.parse(self.plan)
+
+
+def shipped_configs() -> tuple[str, ...]:
+    """Names that `--config` takes besides a path."""
+    folder = resources.files("deployments") / "configs"
+    return tuple(sorted(entry.name.removesuffix(".yaml") for entry in folder.iterdir() if entry.name.endswith(".yaml")))
+
+
+def load_config(name_or_path: str, overrides: dict[str, Any] | None = None) -> ServiceConfig:
+    """Reads a shipped configuration by name or a file; `overrides` replace keys ("ingress.port": 9001).
+
+    Raises: ConfigInvalid, with every fault on a line of its own; PlanInvalid.
+    """
+    tree = _read_tree(name_or_path)
+    for path, value in (overrides or {}).items():
+        _put(tree, path, value)
+    return parse_config(tree, name_or_path)
+
+
+def parse_config(tree: dict[str, Any], source: str) -> ServiceConfig:
+    """Validates a tree. Raises: ConfigInvalid, PlanInvalid."""
+    try:
+        return ServiceConfig.model_validate(tree)
+    except ValidationError as error:
+        faults = [_fault(entry) for entry in error.errors(include_url=False)]
+        raise ConfigInvalid(f"{source} is not a valid configuration:\n  " + "\n  ".join(faults)) from None
+    except (ModelNotFound, PlanInvalid) as error:
+        if isinstance(error, PlanInvalid):
+            raise
+        raise ConfigInvalid(f"{source}: {error}") from None
+
+
+def cache_dir() -> Path:
+    """Where prepared checkpoints live: XDG_CACHE_HOME/llama31, by default ~/.cache/llama31."""
+    root = os.environ.get("XDG_CACHE_HOME") or str(Path.home() / ".cache")
+    return Path(root) / "llama31"
+
+
+def run_dir() -> Path:
+    """Where a running service leaves its address for `llama31 status`, readable by its user alone."""
+    root = os.environ.get("XDG_RUNTIME_DIR")
+    return Path(root) / "llama31" if root else cache_dir() / "run"
+
+
+def metrics_directory() -> Path:
+    """This process's metrics directory, made if needed: where prometheus_client was told to write."""
+    directory = Path(os.environ[METRICS_VARIABLE])
+    directory.mkdir(mode=0o700, parents=True, exist_ok=True)
+    return directory
+
+
+def checkpoint_dir(config: ServiceConfig) -> Path:
+    """The directory with the weights: the configured one, or the prepared one in the cache."""
+    return Path(config.engine.checkpoint) if config.engine.checkpoint else cache_dir() / config.model
+
+
+def _read_tree(name_or_path: str) -> dict[str, Any]:
+    if name_or_path in shipped_configs():
+        text = (resources.files("deployments") / "configs" / f"{name_or_path}.yaml").read_text()
+    else:
+        try:
+            text = Path(name_or_path).read_text()
+        except OSError as error:
+            known = ", ".join(shipped_configs())
+            raise ConfigInvalid(f"{name_or_path}: {error.strerror}; give a file or one of: {known}") from None
+    try:
+        tree = yaml.safe_load(text)
+    except yaml.YAMLError as error:
+        raise ConfigInvalid(f"{name_or_path} is not YAML: {str(error).splitlines()[0]}") from None
+    if not isinstance(tree, dict):
+        raise ConfigInvalid(f"{name_or_path} must be a mapping with at least 'model'")
+    return tree
+
+
+def _put(tree: dict[str, Any], path: str, value: Any) -> None:
+    *sections, key = path.split(".")
+    for section in sections:
+        tree = tree.setdefault(section, {})
+    tree[key] = value
+
+
+def _fault(entry: Any) -> str:
+    where = ".".join(str(part) for part in entry["loc"]) or "configuration"
+    return f"{where}: {entry['msg'].removeprefix('Value error, ')}"

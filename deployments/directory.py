@@ -1,0 +1,126 @@
+"""Which replicas exist, how far are they, and where do their workers listen?
+
+A small named Ray actor, off the token path. Replicas announce themselves every few seconds and
+ingresses wait for changes. If it dies, Ray restarts it and the next announcements fill it again;
+meanwhile every ingress goes on with what it knows.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import ray
+from ray.actor import ActorHandle
+from ray.exceptions import RayError
+
+from llama31.engine import RankReport
+
+NAME = "replica-directory"
+NAMESPACE = "llama31"
+ANNOUNCE_EVERY_S = 2.0
+EXPIRE_AFTER_S = 10.0
+POLL_S = 30.0
+
+Phase = Literal["starting", "loading", "warming up", "ready", "draining", "failed"]
+
+
+@dataclass(frozen=True, slots=True)
+class WorkerAddress:
+    """Two ways to one worker: `unix_path` on the machine with `boot_id`, `target` from elsewhere."""
+
+    unix_path: str
+    boot_id: str
+    target: str
+
+
+@dataclass(frozen=True, slots=True)
+class ReplicaRecord:
+    """What a replica announces. `detail` is for people; `address` is set once the worker listens."""
+
+    replica_id: str
+    incarnation: int
+    model: str
+    plan: str
+    phase: Phase
+    detail: str = ""
+    address: WorkerAddress | None = None
+    ranks: tuple[RankReport, ...] = ()
+
+
+class Directory:
+    """The actor's state: the latest record of every replica that announced itself lately."""
+
+    def __init__(self) -> None:
+        self._records: dict[str, tuple[float, ReplicaRecord]] = {}
+        self._version = 0
+        self._changed = asyncio.Event()
+
+    async def announce(self, record: ReplicaRecord) -> None:
+        """Takes a record; only a change wakes those who wait."""
+        known = self._records.get(record.replica_id)
+        self._records[record.replica_id] = (_now_s(), record)
+        if known is None or known[1] != record:
+            self._bump()
+
+    async def withdraw(self, replica_id: str) -> None:
+        """Forgets a replica that ended."""
+        if self._records.pop(replica_id, None) is not None:
+            self._bump()
+
+    async def watch(self, seen_version: int) -> tuple[int, tuple[ReplicaRecord, ...]]:
+        """The records, as soon as they differ from `seen_version`, or unchanged after `POLL_S`."""
+        self._expire()
+        if seen_version == self._version:
+            changed = self._changed
+            with contextlib.suppress(TimeoutError):
+                async with asyncio.timeout(POLL_S):
+                    await changed.wait()
+            self._expire()
+        return self._version, tuple(record for _, record in self._records.values())
+
+    async def list(self) -> tuple[ReplicaRecord, ...]:
+        """The records now."""
+        self._expire()
+        return tuple(record for _, record in self._records.values())
+
+    def _expire(self) -> None:
+        oldest_s = _now_s() - EXPIRE_AFTER_S
+        expired = [key for key, (seen_s, _) in self._records.items() if seen_s < oldest_s]
+        for replica_id in expired:
+            del self._records[replica_id]
+        if expired:
+            self._bump()
+
+    def _bump(self) -> None:
+        self._version += 1
+        self._changed.set()
+        self._changed = asyncio.Event()
+
+
+def open_directory() -> ActorHandle[Any]:
+    """The cluster's directory, made if it is not there yet."""
+    actor = ray.remote(Directory)
+    return actor.options(
+        name=NAME,
+        namespace=NAMESPACE,
+        lifetime="detached",
+        get_if_exists=True,
+        max_restarts=-1,
+        max_concurrency=1000,
+        num_cpus=0,
+    ).remote()
+
+
+def find_directory() -> ActorHandle[Any] | None:
+    """The cluster's directory if there is one."""
+    try:
+        return ray.get_actor(NAME, namespace=NAMESPACE)
+    except (ValueError, RayError):
+        return None
+
+
+def _now_s() -> float:
+    return asyncio.get_running_loop().time()

@@ -1,0 +1,202 @@
+"""One replica: a Serve deployment that owns one engine and speaks the worker protocol.
+
+Tokens in, tokens out: one stream per ingress, one message per engine step. Ray sees its life
+(placement, health, restart), never its tokens.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import logging
+import os
+import tempfile
+from collections import defaultdict
+from dataclasses import replace
+from pathlib import Path
+
+import ray
+from ray import serve
+
+from cluster.placement import check_landed, order_bundles
+from cluster.ray_cluster import bundle_nodes
+from deployments.config import ServiceConfig, checkpoint_dir, metrics_directory
+from deployments.directory import ANNOUNCE_EVERY_S, Phase, ReplicaRecord, open_directory
+from deployments.metrics import Metrics, NodeExporter
+from deployments.worker_server import WorkerServer
+from llama31.checkpoint import verify_checkpoint
+from llama31.engine import Engine, RankReport
+from llama31.errors import EngineFailed, Llama31Error
+from llama31.rank_link import RankPhase
+from llama31.scripted_engine import Script, ScriptedEngine
+
+log = logging.getLogger("llama31.replica")
+
+# Long enough for the last refusals to reach the ingresses before the process ends.
+FAREWELL_S = 0.5
+EXPORT_EVERY_S = 1.0
+
+
+class EngineServer:
+    """Life of one replica: load, check where the ranks landed, serve, drain or die in the open."""
+
+    async def __init__(  # type: ignore[misc]
+        self, config: ServiceConfig, cluster_token: str
+    ) -> None:
+        metrics_directory()
+        self._config = config
+        self._directory = open_directory()
+        self._failure: Exception | None = None
+        context = serve.get_replica_context()
+        self._record = ReplicaRecord(
+            replica_id=context.replica_id.unique_id,
+            incarnation=int.from_bytes(os.urandom(4)),
+            model=config.model,
+            plan=config.plan,
+            phase="starting",
+        )
+        self._ranks_in: dict[RankPhase, set[int]] = defaultdict(set)
+        self._tasks: set[asyncio.Task[None]] = set()
+        self._announcing = asyncio.create_task(self._keep_announcing())
+        try:
+            self._engine = await self._start_engine()
+            self._socket_dir = tempfile.TemporaryDirectory(prefix="llama31-")
+            self._worker = WorkerServer(self._engine, self._record, cluster_token, self._fail)
+            address = await self._worker.start(
+                Path(self._socket_dir.name) / "worker.sock", ray.util.get_node_ip_address()
+            )
+        except Llama31Error as error:
+            await self._announce("failed", str(error))
+            raise
+        self._record = replace(self._record, address=address, ranks=self._engine.ranks())
+        self._exporting = asyncio.create_task(self._export_state())
+        await self._announce("ready", "")
+
+    async def check_health(self) -> None:
+        """Serve calls this every few seconds."""
+        if self._failure is not None:
+            raise self._failure
+
+    async def __del__(self) -> None:  # Serve awaits it
+        """Serve's shutdown hook: finish what runs, refuse what is new, free everything."""
+        if not hasattr(self, "_worker"):
+            return
+        await self._announce("draining", "")
+        await self._worker.drain(self._config.ingress.drain_s)
+        self._announcing.cancel()
+        self._exporting.cancel()
+        await self._engine.close()
+        with contextlib.suppress(ray.exceptions.RayError):
+            await self._directory.withdraw.remote(self._record.replica_id)
+        self._socket_dir.cleanup()
+
+    async def _start_engine(self) -> Engine:
+        config = self._config.engine
+        engine: Engine
+        if config.kind == "scripted":
+            engine = ScriptedEngine(Script(step_s=config.script.step_s, load_s=config.script.load_s))
+            await self._announce("loading", "a scripted engine")
+            await engine.start()
+            return engine
+        if config.weights == "checkpoint":
+            await asyncio.to_thread(verify_checkpoint, checkpoint_dir(self._config))
+        engine = self._make_vllm_engine()
+        await engine.start()
+        check_landed(engine.ranks(), self._config.parallel_plan)
+        return engine
+
+    def _make_vllm_engine(self) -> Engine:
+        from llama31.vllm_engine import VllmEngine, VllmSettings
+
+        config, plan = self._config.engine, self._config.parallel_plan
+        group = ray.util.get_current_placement_group()
+        if group is None:
+            raise EngineFailed("this replica has no placement group; deploy it through deployments.app")
+        order = order_bundles(bundle_nodes(group)[1:], plan)
+        # Bundle 0 is this process; vLLM takes rank r into bundle order[r].
+        os.environ["VLLM_RAY_BUNDLE_INDICES"] = ",".join(str(index + 1) for index in order)
+        os.environ["VLLM_EXECUTE_MODEL_TIMEOUT_SECONDS"] = str(config.step_timeout_s)
+        os.environ["RAY_ADDRESS"] = ray.get_runtime_context().gcs_address
+        settings = VllmSettings(
+            checkpoint=checkpoint_dir(self._config),
+            plan=plan,
+            dtype=config.dtype,
+            device=config.device,
+            max_model_tokens=config.max_model_tokens,
+            max_running=config.max_running,
+            max_batched_tokens=config.max_batched_tokens,
+            gpu_memory_share=config.gpu_memory_share,
+            kv_cache_bytes=config.kv_cache_bytes,
+            kv_cache_dtype=config.kv_cache_dtype,
+            eager=config.eager,
+            load_format="dummy" if config.weights == "dummy" else "safetensors",
+            prefix_caching=config.prefix_caching,
+        )
+        return VllmEngine(settings, group, ray.util.get_node_ip_address(), self._rank_phase)
+
+    def _rank_phase(self, report: RankReport, phase: RankPhase) -> None:
+        """Turns what ranks say into the replica's progress line."""
+        world_size = self._config.parallel_plan.world_size
+        self._ranks_in[phase].add(report.rank)
+        reached = f"rank {len(self._ranks_in[phase])} of {world_size}"
+        if phase == "starting":
+            self._tell("starting", f"{reached} up on node {report.node_id[:8]}")
+        elif phase == "loaded":
+            self._tell("loading", f"{reached} has its weights")
+        elif phase == "warming up":
+            self._tell("warming up", reached)
+
+    def _tell(self, phase: Phase, detail: str) -> None:
+        """Announces without waiting; the task is kept, or it might be collected before it ran."""
+        task = asyncio.create_task(self._announce(phase, detail))
+        self._tasks.add(task)
+        task.add_done_callback(self._tasks.discard)
+
+    async def _announce(self, phase: Phase, detail: str) -> None:
+        self._record = replace(self._record, phase=phase, detail=detail)
+        with contextlib.suppress(ray.exceptions.RayError):
+            await self._directory.announce.remote(self._record)
+
+    async def _keep_announcing(self) -> None:
+        """Fills a restarted directory again and keeps the record from expiring."""
+        while True:
+            await self._announce(self._record.phase, self._record.detail)
+            await asyncio.sleep(ANNOUNCE_EVERY_S)
+
+    async def _export_state(self) -> None:
+        """Keeps this replica's gauges fresh, and the node's metrics port held."""
+        ingress = self._config.ingress
+        exporter = NodeExporter(metrics_directory(), ingress.metrics_host, ingress.metrics_port)
+        serving = asyncio.create_task(exporter.run())
+        metrics = Metrics()
+        labels = {"model": self._record.model, "replica": self._record.replica_id}
+        try:
+            while True:
+                state = self._engine.state()
+                metrics.set("llama31_replica_ready", self._record.phase == "ready", **labels)
+                metrics.set("llama31_replica_running", state.running, **labels)
+                metrics.set("llama31_replica_waiting", state.waiting, **labels)
+                metrics.set("llama31_replica_kv_used_tokens", state.kv_tokens_used, **labels)
+                metrics.set("llama31_replica_kv_total_tokens", state.kv_tokens_total, **labels)
+                metrics.set("llama31_replica_steps_total", state.steps_total, **labels)
+                await asyncio.sleep(EXPORT_EVERY_S)
+        finally:
+            serving.cancel()
+            await asyncio.gather(serving, return_exceptions=True)
+
+    def _fail(self, error: Exception) -> None:
+        """The engine died: end this process, so that Serve replaces the whole gang at once."""
+        self._failure = error
+        log.error("replica %s: %s", self._record.replica_id, error)
+        self._tasks.add(asyncio.create_task(self._die(error)))
+
+    async def _die(self, error: Exception) -> None:
+        await self._announce("failed", str(error))
+        self._announcing.cancel()
+        await asyncio.sleep(FAREWELL_S)
+        with contextlib.suppress(Exception, TimeoutError):
+            async with asyncio.timeout(10):
+                await self._engine.close()
+        with contextlib.suppress(ray.exceptions.RayError):
+            await self._directory.withdraw.remote(self._record.replica_id)
+        os._exit(1)

@@ -1,0 +1,118 @@
+"""What does one ingress know of all replicas, and how does it keep a link to each?"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import os
+from collections.abc import Awaitable, Callable
+
+from cluster.policy import ReplicaSnapshot
+from deployments.directory import ReplicaRecord
+from deployments.replica_link import ReplicaLink
+
+log = logging.getLogger("llama31.fleet")
+
+RECONNECT_S = 0.5
+DIRECTORY_RETRY_S = 1.0
+
+# (seen version) -> (version, records): the directory actor's `watch`, or a test's own.
+WatchDirectory = Callable[[int], Awaitable[tuple[int, tuple[ReplicaRecord, ...]]]]
+
+
+class Fleet:
+    """Follows the directory and holds one link to every replica whose worker listens.
+
+    A directory that does not answer changes nothing: the links and what they know stay.
+    """
+
+    def __init__(self, watch: WatchDirectory, token: str) -> None:
+        self._watch = watch
+        self._token = token
+        self._ingress_id = os.urandom(8).hex()
+        self._epoch = 0
+        self._records: dict[str, ReplicaRecord] = {}
+        self._links: dict[str, ReplicaLink] = {}
+        self._tasks: dict[str, asyncio.Task[None]] = {}
+        self._follower: asyncio.Task[None] | None = None
+        self._changed = asyncio.Event()
+        self.version = 1
+
+    def start(self) -> None:
+        """Begins to follow the directory."""
+        self._follower = asyncio.create_task(self._follow())
+
+    async def close(self) -> None:
+        """Drops every link."""
+        tasks = [*self._tasks.values(), *([self._follower] if self._follower else [])]
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)
+
+    def records(self) -> tuple[ReplicaRecord, ...]:
+        """Every announced replica."""
+        return tuple(self._records.values())
+
+    def snapshots(self) -> tuple[ReplicaSnapshot, ...]:
+        """Every linked replica, for the router."""
+        return tuple(link.snapshot() for link in self._links.values())
+
+    def ready_replicas(self) -> int:
+        """How many can take a request now."""
+        return sum(1 for s in self.snapshots() if s.ready and not s.draining)
+
+    def link(self, replica_id: str) -> ReplicaLink:
+        """The link of a replica that `snapshots` named."""
+        return self._links[replica_id]
+
+    async def wait_changed(self, seen_version: int) -> int:
+        """Returns when replicas came, went or changed their phase since `seen_version`."""
+        while self.version == seen_version:
+            changed = self._changed
+            await changed.wait()
+        return self.version
+
+    async def _follow(self) -> None:
+        seen = -1
+        while True:
+            try:
+                seen, records = await self._watch(seen)
+            except Exception as error:  # whatever kept the directory from answering
+                log.warning("the replica directory does not answer: %s", type(error).__name__)
+                await asyncio.sleep(DIRECTORY_RETRY_S)
+                seen = -1
+                continue
+            self._update({record.replica_id: record for record in records})
+
+    def _update(self, records: dict[str, ReplicaRecord]) -> None:
+        self._records = records
+        for replica_id, record in records.items():
+            if record.address is not None and replica_id not in self._tasks:
+                self._tasks[replica_id] = asyncio.create_task(self._keep_link(replica_id))
+        self._bump()
+
+    async def _keep_link(self, replica_id: str) -> None:
+        """Links again as long as the directory lists the replica."""
+        try:
+            while (record := self._records.get(replica_id)) is not None and record.phase != "failed":
+                self._epoch += 1
+                link = ReplicaLink(record, self._token, self._ingress_id, self._epoch)
+                self._links[replica_id] = link
+                watcher = asyncio.create_task(self._announce_ready(link))
+                await link.run()
+                watcher.cancel()
+                self._bump()
+                await asyncio.sleep(RECONNECT_S)
+        finally:
+            self._links.pop(replica_id, None)
+            self._tasks.pop(replica_id, None)
+            self._bump()
+
+    async def _announce_ready(self, link: ReplicaLink) -> None:
+        await link.became_ready.wait()
+        self._bump()
+
+    def _bump(self) -> None:
+        self.version += 1
+        self._changed.set()
+        self._changed = asyncio.Event()

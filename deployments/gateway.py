@@ -1,0 +1,306 @@
+"""The transport-free path of one request: encode, route, stream, stop, account."""
+
+from __future__ import annotations
+
+import asyncio
+import secrets
+from collections.abc import AsyncGenerator, Sequence
+from contextlib import aclosing
+from dataclasses import dataclass
+from typing import TypeVar
+
+from cluster.policy import RequestFeatures, RouterPolicy
+from deployments.answer import Answer
+from deployments.call import Call, ModelState, ModelStatus
+from deployments.config import ServiceConfig
+from deployments.fleet import Fleet
+from deployments.metrics import Metrics
+from deployments.replica_link import SequenceStream
+from llama31.chat import (
+    ChatRequest,
+    Completed,
+    CompletionRequest,
+    Event,
+    FinishReason,
+    GenerationOptions,
+    Started,
+)
+from llama31.codec import ModelCodec
+from llama31.engine import EngineOutput, EngineRequest, Limits, Sampling
+from llama31.errors import (
+    ContextTooLong,
+    DeadlineExceeded,
+    DuplicateRequest,
+    InvalidRequest,
+    Llama31Error,
+    ModelNotFound,
+    NoReadyReplica,
+    RequestCancelled,
+    StreamInterrupted,
+)
+
+T = TypeVar("T")
+
+# Prompts above this are encoded in a thread, so that one long prompt does not hold up every stream.
+ENCODE_IN_THREAD_CHARS = 20_000
+
+
+@dataclass(frozen=True, slots=True)
+class _Job:
+    """One admitted request, ready for an engine."""
+
+    call: Call
+    options: GenerationOptions
+    request: EngineRequest
+    arrived_s: float
+    is_limited_by_context: bool
+
+
+class ServiceGateway:
+    """Serves one model. Implements `deployments.call.Gateway`."""
+
+    def __init__(
+        self, config: ServiceConfig, codec: ModelCodec, fleet: Fleet, router: RouterPolicy, metrics: Metrics
+    ) -> None:
+        self._config = config
+        self._spec = config.spec
+        self._codec = codec
+        self._fleet = fleet
+        self._router = router
+        self._metrics = metrics
+        self._in_flight: set[str] = set()
+
+    def chat(self, request: ChatRequest, call: Call) -> AsyncGenerator[Event, None]:
+        """Answers a dialog."""
+        return self._serve("chat", request, call)
+
+    def complete(self, request: CompletionRequest, call: Call) -> AsyncGenerator[Event, None]:
+        """Goes on with a text."""
+        return self._serve("complete", request, call)
+
+    def models(self) -> tuple[ModelStatus, ...]:
+        """The one model, with what its replicas say."""
+        config, spec = self._config, self._spec
+        status = ModelStatus(
+            name=config.model,
+            revision=config.engine.dtype,
+            state=self._model_state(),
+            context_tokens=config.engine.max_model_tokens,
+            max_output_tokens=config.engine.max_model_tokens - 1,
+            languages=spec.languages,
+            quantization=spec.quantization,
+            tensor_parallel=config.parallel_plan.tp,
+            pipeline_parallel=config.parallel_plan.pp,
+            ready_replicas=self._fleet.ready_replicas(),
+        )
+        return (status,)
+
+    def tokenize(self, model: str, text: str, add_special_tokens: bool) -> list[int]:
+        """Content only, or as a completion prompt with what the model wants before it."""
+        self._check_model(model)
+        return self._codec.prompt.encode_completion(text) if add_special_tokens else self._codec.tokenizer.encode(text)
+
+    def detokenize(self, model: str, ids: Sequence[int]) -> bytes:
+        """The bytes of a run of ids, control tokens as their names."""
+        self._check_model(model)
+        self._check_ids("ids", ids)
+        return self._codec.tokenizer.decode_bytes(ids)
+
+    @property
+    def models_version(self) -> int:
+        """Grows with every change of the fleet."""
+        return self._fleet.version
+
+    async def wait_models_changed(self, seen_version: int) -> int:
+        """Waits for the fleet to change."""
+        return await self._fleet.wait_changed(seen_version)
+
+    async def _serve(
+        self, method: str, request: ChatRequest | CompletionRequest, call: Call
+    ) -> AsyncGenerator[Event, None]:
+        """Counts the request in and out, whatever happens between."""
+        self._check_model(request.model)
+        if call.request_id in self._in_flight:
+            raise DuplicateRequest(call.request_id)
+        self._in_flight.add(call.request_id)
+        self._metrics.set("llama31_streams_open", len(self._in_flight), model=self._config.model)
+        outcome = RequestCancelled.reason
+        try:
+            job = await self._admit(request, call)
+            answer = Answer(self._codec, job.options, self._spec.stop_token_ids, job.is_limited_by_context)
+            async with aclosing(self._generate(job, answer)) as events:
+                async for event in events:
+                    yield event
+            outcome = answer.finish_reason.name
+        except Llama31Error as error:
+            outcome = error.reason
+            raise
+        finally:
+            self._in_flight.discard(call.request_id)
+            self._metrics.set("llama31_streams_open", len(self._in_flight), model=self._config.model)
+            self._metrics.add("llama31_requests_total", model=self._config.model, method=method, outcome=outcome)
+
+    async def _admit(self, request: ChatRequest | CompletionRequest, call: Call) -> _Job:
+        """Encodes the prompt and resolves every default. Raises: ContextTooLong, InvalidRequest."""
+        arrived_s = asyncio.get_running_loop().time()
+        prompt = await self._encode(request)
+        options = request.options
+        room = self._config.engine.max_model_tokens - len(prompt)
+        wanted = options.stop.max_output_tokens
+        if room < 1 or (wanted or 1) > room:
+            raise ContextTooLong(len(prompt), wanted or 1, self._config.engine.max_model_tokens)
+        self._check_ids("spec.stop.stop_token_ids", options.stop.stop_token_ids)
+        self._check_ids("spec.sampling.logit_bias", tuple(options.sampling.logit_bias))
+        default = self._config.ingress.max_output_tokens
+        stop_ids = () if options.stop.ignore_eos else self._spec.stop_token_ids
+        returns = options.returns
+        return _Job(
+            call=call,
+            options=options,
+            arrived_s=arrived_s,
+            is_limited_by_context=wanted is None and room <= default,
+            request=EngineRequest(
+                request_id=f"{call.request_id}-{secrets.token_hex(8)}",
+                prompt_token_ids=tuple(prompt),
+                sampling=self._resolve_sampling(options),
+                limits=Limits(
+                    max_output_tokens=wanted or min(default, room),
+                    min_output_tokens=min(options.stop.min_output_tokens, room),
+                    stop_token_ids=(*stop_ids, *options.stop.stop_token_ids),
+                    ignore_eos=options.stop.ignore_eos,
+                ),
+                top_logprobs=returns.top_logprobs if returns.logprobs else None,
+                priority=options.priority.value,
+            ),
+        )
+
+    async def _encode(self, request: ChatRequest | CompletionRequest) -> Sequence[int]:
+        if isinstance(request, CompletionRequest):
+            if not isinstance(request.prompt, str):
+                self._check_ids("spec.tokens.ids", request.prompt)
+                return request.prompt
+            if len(request.prompt) <= ENCODE_IN_THREAD_CHARS:
+                return self._codec.prompt.encode_completion(request.prompt)
+            return await asyncio.to_thread(self._codec.prompt.encode_completion, request.prompt)
+        if sum(len(message.content) for message in request.messages) <= ENCODE_IN_THREAD_CHARS:
+            return self._codec.prompt.encode_dialog(request.messages, request.date)
+        return await asyncio.to_thread(self._codec.prompt.encode_dialog, request.messages, request.date)
+
+    def _resolve_sampling(self, options: GenerationOptions) -> Sampling:
+        """Absent means the model's own default; the seed is drawn here, so that it can be told."""
+        chosen, spec = options.sampling, self._spec
+        return Sampling(
+            temperature=_or(chosen.temperature, spec.default_temperature),
+            top_p=_or(chosen.top_p, spec.default_top_p),
+            top_k=_or(chosen.top_k, 0),
+            min_p=_or(chosen.min_p, 0.0),
+            presence_penalty=_or(chosen.presence_penalty, 0.0),
+            frequency_penalty=_or(chosen.frequency_penalty, 0.0),
+            repetition_penalty=_or(chosen.repetition_penalty, 1.0),
+            seed=_or(chosen.seed, secrets.randbits(63)),
+            logit_bias=chosen.logit_bias,
+        )
+
+    async def _generate(self, job: _Job, answer: Answer) -> AsyncGenerator[Event, None]:
+        """Streams from a replica. One that is lost before its first token is replaced once."""
+        stream = self._submit(job, attempt=0, avoid=None)
+        try:
+            yield self._started(job, stream)
+            while not answer.is_done:
+                try:
+                    output = await self._next_output(job, stream, answer)
+                except StreamInterrupted:
+                    if stream.attempt > 0 or answer.output_tokens:
+                        raise
+                    stream = self._submit(job, attempt=1, avoid=stream.replica_id)
+                    continue
+                for event in answer.add(output) if output else answer.end(FinishReason.TIME_LIMIT):
+                    yield event
+        finally:
+            stream.cancel()
+        self._metrics.add("llama31_prompt_tokens_total", len(job.request.prompt_token_ids), model=self._config.model)
+        self._metrics.add("llama31_output_tokens_total", answer.output_tokens, model=self._config.model)
+        yield Completed(answer.usage(len(job.request.prompt_token_ids), job.arrived_s, _now_s()))
+
+    async def _next_output(self, job: _Job, stream: SequenceStream, answer: Answer) -> EngineOutput | None:
+        """The next output; None when the soft time limit passed. Raises: DeadlineExceeded."""
+        soft_s = job.options.stop.time_limit_s
+        until_soft_s = None if soft_s is None else job.arrived_s + soft_s
+        limits_s = [t for t in (job.call.deadline_s, until_soft_s) if t is not None]
+        try:
+            async with asyncio.timeout_at(min(limits_s, default=None)):
+                output = await stream.next()
+        except TimeoutError:
+            if until_soft_s is not None and _now_s() >= until_soft_s:
+                return None
+            raise DeadlineExceeded("decode" if answer.output_tokens else "prefill") from None
+        if output.error:
+            raise StreamInterrupted(stream.replica_id, answer.output_tokens, output.error)
+        self._observe(answer, output, job.arrived_s)
+        return output
+
+    def _observe(self, answer: Answer, output: EngineOutput, arrived_s: float) -> None:
+        if not output.tokens.ids:
+            return
+        model, now_s = self._config.model, _now_s()
+        if answer.last_token_s is None:
+            answer.first_token_s = now_s
+            self._metrics.observe("llama31_ttft_seconds", now_s - arrived_s, model=model)
+        else:
+            gap_s = (now_s - answer.last_token_s) / len(output.tokens.ids)
+            self._metrics.observe("llama31_inter_token_seconds", gap_s, model=model)
+        answer.last_token_s = now_s
+
+    def _submit(self, job: _Job, attempt: int, avoid: str | None) -> SequenceStream:
+        features = RequestFeatures(
+            prompt_tokens=len(job.request.prompt_token_ids),
+            max_output_tokens=job.request.limits.max_output_tokens,
+            affinity_key=job.options.affinity_key,
+        )
+        candidates = [s for s in self._fleet.snapshots() if s.replica_id != avoid]
+        route = self._router.route(features, candidates)
+        if route.replica_id is None:
+            raise NoReadyReplica(self._config.model, self._model_state())
+        deadline_in_ms = 0
+        if job.call.deadline_s is not None:
+            deadline_in_ms = max(1, round((job.call.deadline_s - _now_s()) * 1000))
+        return self._fleet.link(route.replica_id).submit(job.request, attempt, deadline_in_ms)
+
+    def _started(self, job: _Job, stream: SequenceStream) -> Started:
+        prompt = job.request.prompt_token_ids
+        return Started(
+            response_id=job.request.request_id,
+            model=self._config.model,
+            model_revision=self._config.engine.dtype,
+            replica_id=stream.replica_id,
+            prompt_tokens=len(prompt),
+            seed=job.request.sampling.seed,
+            prompt_token_ids=tuple(prompt) if job.options.returns.prompt_token_ids else (),
+        )
+
+    def _model_state(self) -> ModelState:
+        ready = self._fleet.ready_replicas()
+        if ready >= self._config.replicas:
+            return "ready"
+        if ready:
+            return "degraded"
+        phases = {record.phase for record in self._fleet.records()}
+        return "loading" if phases & {"starting", "loading", "warming up"} else "unavailable"
+
+    def _check_model(self, model: str) -> None:
+        if model != self._config.model:
+            raise ModelNotFound(model, (self._config.model,))
+
+    def _check_ids(self, field: str, ids: Sequence[int]) -> None:
+        """An id outside the vocabulary would index past the embedding."""
+        for token in ids:
+            if not 0 <= token < self._spec.vocab_size:
+                raise InvalidRequest(field, f"token id {token} is outside the vocabulary of {self._spec.vocab_size}")
+
+
+def _or(chosen: T | None, default: T) -> T:
+    return default if chosen is None else chosen
+
+
+def _now_s() -> float:
+    return asyncio.get_running_loop().time()

@@ -1,0 +1,1 @@
+"""The door: where the wire formats begin and end."""

@@ -1,0 +1,257 @@
+"""Which gRPC services does a client meet, on which port, with which transport limits?"""
+
+from __future__ import annotations
+
+import asyncio
+import errno
+import socket
+from collections.abc import AsyncGenerator, AsyncIterator, Callable
+from contextlib import aclosing
+from dataclasses import dataclass
+from typing import Any, cast
+
+import grpc
+from grpc_reflection.v1alpha import reflection
+
+from deployments.call import Gateway, ModelStatus
+from deployments.ingress import health, proto_answers, proto_codec
+from deployments.ingress.interceptors import Rpc, RpcGuard
+from llama31.chat import Completed, Event, Started
+from llama31.errors import ConfigInvalid, InternalError, InvalidRequest, ModelNotFound, PortInUse
+
+CHAT_SERVICE = "llama31.v1.ChatService"
+COMPLETION_SERVICE = "llama31.v1.CompletionService"
+MODEL_SERVICE = "llama31.v1.ModelService"
+
+_DEFAULT_PAGE_SIZE = 100
+_MAX_PAGE_SIZE = 1000
+_LAST_BYTES_S = 0.5
+
+
+@dataclass(frozen=True, slots=True)
+class IngressSettings:
+    """`port` 0 takes a free one. Reflection is for loopback addresses: it is not authenticated."""
+
+    host: str = "127.0.0.1"
+    port: int = 9000
+    so_reuseport: bool = False
+    reflection: bool = True
+    write_stall_s: float = 30.0
+    drain_s: float = 30.0
+    max_message_bytes: int = 16 * 2**20
+    max_metadata_bytes: int = 16 * 2**10
+    max_streams_per_connection: int = 1024
+    keepalive_time_s: float = 30.0
+    keepalive_timeout_s: float = 10.0
+
+
+class GrpcIngress:
+    """The public gRPC server in front of a gateway."""
+
+    def __init__(self, gateway: Gateway, settings: IngressSettings) -> None:
+        self._gateway = gateway
+        self._settings = settings
+        self._guard: RpcGuard | None = None
+        self._server: grpc.aio.Server | None = None
+
+    async def start(self) -> int:
+        """Listens; returns the port. Raises: PortInUse, ConfigInvalid for an address that is not ours."""
+        settings = self._settings
+        if not settings.so_reuseport:
+            _probe(settings.host, settings.port)
+        self._guard = RpcGuard(settings.write_stall_s)
+        server = grpc.aio.server(options=server_options(settings))
+        services = _services(self._gateway, self._guard)
+        for name, handlers in services.items():
+            server.add_generic_rpc_handlers((grpc.method_handlers_generic_handler(name, handlers),))
+        if settings.reflection:
+            reflection.enable_server_reflection((*services, reflection.SERVICE_NAME), server)
+        host = f"[{settings.host}]" if ":" in settings.host else settings.host
+        try:
+            port = server.add_insecure_port(f"{host}:{settings.port}")
+        except RuntimeError:
+            await server.stop(None)
+            raise PortInUse(settings.host, settings.port, "--port") from None
+        await server.start()
+        self._server = server
+        return port
+
+    async def drain(self, grace_s: float | None = None) -> bool:
+        """Refuses new calls, keeps health answering; returns whether the others ended within the grace."""
+        if self._guard is None:
+            return True
+        return await self._guard.drain(self._settings.drain_s if grace_s is None else grace_s)
+
+    async def stop(self) -> None:
+        """Closes the port and cancels what still runs; idempotent."""
+        if self._server is None or self._guard is None:
+            return
+        self._guard.draining.set()
+        await self._server.stop(_LAST_BYTES_S)
+        self._server = None
+
+
+def server_options(settings: IngressSettings) -> list[tuple[str, int]]:
+    """gRPC core ignores unknown keys without a word: each name here was seen to act.
+
+    `min_ping_interval_without_data_ms` has no "recv" in it: the widely copied other spelling does nothing.
+    """
+    return [
+        ("grpc.so_reuseport", int(settings.so_reuseport)),
+        ("grpc.max_receive_message_length", settings.max_message_bytes),
+        # Top-20 log-probabilities of a long answer are larger than any request.
+        ("grpc.max_send_message_length", 4 * settings.max_message_bytes),
+        ("grpc.max_metadata_size", settings.max_metadata_bytes),
+        ("grpc.absolute_max_metadata_size", settings.max_metadata_bytes),
+        ("grpc.max_concurrent_streams", settings.max_streams_per_connection),
+        # A client may ping while a long prefill sends nothing, at any rate.
+        ("grpc.http2.min_ping_interval_without_data_ms", 10_000),
+        ("grpc.http2.max_ping_strikes", 0),
+        ("grpc.keepalive_permit_without_calls", 1),
+        # Finds dead clients; without `ping_timeout_ms` the answer to a ping may take a minute.
+        ("grpc.keepalive_time_ms", round(settings.keepalive_time_s * 1000)),
+        ("grpc.keepalive_timeout_ms", round(settings.keepalive_timeout_s * 1000)),
+        ("grpc.http2.ping_timeout_ms", round(settings.keepalive_timeout_s * 1000)),
+    ]
+
+
+Handlers = dict[str, "grpc.RpcMethodHandler[Any, Any]"]
+
+
+def _services(gateway: Gateway, guard: RpcGuard) -> dict[str, Handlers]:
+    generation = _Generation(gateway)
+    models = _Models(gateway)
+    health_service = health.HealthService(
+        gateway, guard.draining, (MODEL_SERVICE,), (CHAT_SERVICE, COMPLETION_SERVICE)
+    )
+    return {
+        CHAT_SERVICE: {
+            "Chat": guard.unary(generation.chat, prompt_field="spec.messages"),
+            "StreamChat": guard.stream(generation.stream_chat, prompt_field="spec.messages"),
+        },
+        COMPLETION_SERVICE: {
+            "Complete": guard.unary(generation.complete),
+            "StreamComplete": guard.stream(generation.stream_complete),
+            "CompleteMany": guard.unsupported(
+                "CompleteMany", "is not offered; call Complete or StreamComplete once per prompt"
+            ),
+        },
+        MODEL_SERVICE: {
+            "ListModels": guard.unary(models.list_models),
+            "GetModel": guard.unary(models.get_model),
+            "Tokenize": guard.unary(models.tokenize),
+            "Detokenize": guard.unary(models.detokenize),
+        },
+        health.SERVICE: {
+            "Check": guard.unary(health_service.check, while_draining=True),
+            "Watch": guard.stream(health_service.watch, while_draining=True),
+        },
+    }
+
+
+class _Generation:
+    """ChatService and CompletionService."""
+
+    def __init__(self, gateway: Gateway) -> None:
+        self._gateway = gateway
+
+    async def chat(self, request: bytes, rpc: Rpc) -> bytes:
+        events = self._gateway.chat(proto_codec.decode_chat(request), rpc.call)
+        return (await _collect(events, rpc)).encode_chat()
+
+    async def stream_chat(self, request: bytes, rpc: Rpc) -> None:
+        events = self._gateway.chat(proto_codec.decode_stream_chat(request), rpc.call)
+        await _forward(events, proto_answers.encode_chat_event, rpc)
+
+    async def complete(self, request: bytes, rpc: Rpc) -> bytes:
+        events = self._gateway.complete(proto_codec.decode_complete(request), rpc.call)
+        return (await _collect(events, rpc)).encode_completion()
+
+    async def stream_complete(self, request: bytes, rpc: Rpc) -> None:
+        events = self._gateway.complete(proto_codec.decode_stream_complete(request), rpc.call)
+        await _forward(events, proto_answers.encode_completion_event, rpc)
+
+
+async def _collect(events: AsyncIterator[Event], rpc: Rpc) -> proto_answers.Answer:
+    answer = proto_answers.Answer()
+    async with aclosing(cast(AsyncGenerator[Event, None], events)):
+        async for event in events:
+            answer.take(event)
+    await rpc.send_headers(answer.started)
+    return answer
+
+
+async def _forward(events: AsyncIterator[Event], encode: Callable[[int, Event], bytes], rpc: Rpc) -> None:
+    """Writes event by event, with nothing between reader and writer that could fill up.
+
+    Every way out, a cancelled caller and a stalled one included, closes `events`, which frees the engine.
+    """
+    sequence = 0
+    event: Event | None = None
+    async with aclosing(cast(AsyncGenerator[Event, None], events)):
+        async for event in events:
+            if isinstance(event, Started):
+                await rpc.send_headers(event)
+            sequence += 1
+            await rpc.write(encode(sequence, event))
+    if not isinstance(event, Completed):
+        raise InternalError("the answer ended without a Completed event")
+
+
+class _Models:
+    """ModelService."""
+
+    def __init__(self, gateway: Gateway) -> None:
+        self._gateway = gateway
+
+    async def list_models(self, request: bytes, rpc: Rpc) -> bytes:
+        page_size, page_token = proto_codec.decode_list_models(request)
+        models = self._gateway.models()
+        first = _page_start(models, page_token)
+        end = first + min(page_size or _DEFAULT_PAGE_SIZE, _MAX_PAGE_SIZE)
+        return proto_answers.encode_list_models(
+            models[first:end], models[end].name if end < len(models) else ""
+        )
+
+    async def get_model(self, request: bytes, rpc: Rpc) -> bytes:
+        name = proto_codec.decode_get_model(request)
+        models = self._gateway.models()
+        model = next((m for m in models if m.name == name), None)
+        if model is None:
+            raise ModelNotFound(name, tuple(m.name for m in models))
+        return proto_answers.encode_get_model(model)
+
+    async def tokenize(self, request: bytes, rpc: Rpc) -> bytes:
+        # Megabytes of text take long to encode: not on the loop that writes everybody's tokens.
+        ids = await asyncio.to_thread(self._gateway.tokenize, *proto_codec.decode_tokenize(request))
+        return proto_answers.encode_tokenize(ids)
+
+    async def detokenize(self, request: bytes, rpc: Rpc) -> bytes:
+        text = await asyncio.to_thread(self._gateway.detokenize, *proto_codec.decode_detokenize(request))
+        return proto_answers.encode_detokenize(text)
+
+
+def _page_start(models: tuple[ModelStatus, ...], page_token: str) -> int:
+    """A page token is the name of the model that the page begins with."""
+    if not page_token:
+        return 0
+    found = next((i for i, m in enumerate(models) if m.name == page_token), None)
+    if found is None:
+        raise InvalidRequest("page_token", "is none that ListModels gave; begin again without it")
+    return found
+
+
+def _probe(host: str, port: int) -> None:
+    """Binds and lets go, because gRPC says neither why it could not nor that it took half of a host name."""
+    try:
+        addresses = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)
+        for family, kind, protocol, _, address in addresses:
+            with socket.socket(family, kind, protocol) as probe:
+                probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+                if family == socket.AF_INET6:
+                    probe.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 1)
+                probe.bind(address)
+    except OSError as error:
+        if error.errno == errno.EADDRINUSE:
+            raise PortInUse(host, port, "--port") from None
+        raise ConfigInvalid(f"cannot listen on {host}:{port}: {error.strerror}") from None

@@ -1,0 +1,206 @@
+"""What happens around every RPC: request id, deadline, refusal while draining, error status, stalled readers?
+
+These are plain wrappers around our own methods, because the interceptors of grpc.aio are experimental.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import logging
+import re
+import uuid
+from collections.abc import Awaitable, Callable, Iterator
+from dataclasses import dataclass
+from typing import NoReturn, TypeAlias, TypeVar
+
+import grpc
+
+from deployments.call import Call
+from deployments.ingress.status import rich_status, status_row, trailing_metadata
+from llama31.chat import Started
+from llama31.errors import (
+    Draining,
+    InternalError,
+    InvalidRequest,
+    Llama31Error,
+    RequestCancelled,
+    Unsupported,
+)
+
+REQUEST_ID_KEY = "x-request-id"
+REPLICA_KEY = "x-llama31-replica"
+REVISION_KEY = "x-llama31-model-revision"
+
+_REQUEST_ID = re.compile(r"[A-Za-z0-9._-]{1,128}")
+_LOG = logging.getLogger(__name__)
+
+Context: TypeAlias = "grpc.aio.ServicerContext[bytes, bytes]"
+_R = TypeVar("_R")
+
+
+@dataclass(frozen=True, slots=True)
+class Rpc:
+    """One call as our methods see it."""
+
+    call: Call
+    context: Context
+    write_stall_s: float
+
+    async def send_headers(self, started: Started) -> None:
+        """Tells who answers. gRPC clients never retry after headers, so they wait for the admission."""
+        headers = (
+            (REQUEST_ID_KEY, self.call.request_id),
+            (REPLICA_KEY, started.replica_id),
+            (REVISION_KEY, started.model_revision),
+        )
+        with _client_gone():
+            await self.context.send_initial_metadata(headers)
+
+    async def write(self, message: bytes) -> None:
+        """Sends one message. Raises: RequestCancelled if the client went away or does not read."""
+        try:
+            with _client_gone():
+                async with asyncio.timeout(self.write_stall_s):
+                    await self.context.write(message)
+        except TimeoutError:
+            raise RequestCancelled(f"slow consumer: nothing was read for {self.write_stall_s:g} s") from None
+
+
+@contextlib.contextmanager
+def _client_gone() -> Iterator[None]:
+    """grpc.aio fails a pending write before it cancels the method of a client that went away."""
+    try:
+        yield
+    except grpc.aio.BaseError:
+        raise RequestCancelled("the client went away") from None
+
+
+UnaryMethod: TypeAlias = Callable[[bytes, Rpc], Awaitable[bytes]]
+StreamMethod: TypeAlias = Callable[[bytes, Rpc], Awaitable[None]]
+
+
+class RpcGuard:
+    """Wraps methods into gRPC handlers on raw bytes and counts the calls that a drain waits for."""
+
+    def __init__(self, write_stall_s: float) -> None:
+        self.draining = asyncio.Event()
+        self._write_stall_s = write_stall_s
+        self._in_flight = 0
+        self._idle = asyncio.Event()
+        self._idle.set()
+
+    def unary(
+        self, method: UnaryMethod, *, prompt_field: str = "spec", while_draining: bool = False
+    ) -> grpc.RpcMethodHandler[bytes, bytes]:
+        """A handler for one request and one answer.
+
+        Args:
+            prompt_field: Where a prompt that is too long came from.
+            while_draining: Whether it answers while draining, and is not waited for.
+        """
+
+        async def handle(request: bytes, context: Context) -> bytes:
+            return await self._run(method, request, context, prompt_field, while_draining)
+
+        return grpc.unary_unary_rpc_method_handler(handle)
+
+    def stream(
+        self, method: StreamMethod, *, prompt_field: str = "spec", while_draining: bool = False
+    ) -> grpc.RpcMethodHandler[bytes, bytes]:
+        """A handler for one request and a stream of answers; arguments as for `unary`."""
+
+        async def handle(request: bytes, context: Context) -> None:
+            await self._run(method, request, context, prompt_field, while_draining)
+
+        return grpc.unary_stream_rpc_method_handler(handle)
+
+    def unsupported(self, field: str, message: str) -> grpc.RpcMethodHandler[bytes, bytes]:
+        """A handler that refuses a stream of requests before it reads any."""
+
+        async def refuse(request: bytes, rpc: Rpc) -> None:
+            raise Unsupported(field, message)
+
+        async def handle(requests: object, context: Context) -> None:
+            await self._run(refuse, b"", context, field, while_draining=True)
+
+        return grpc.stream_stream_rpc_method_handler(handle)
+
+    async def drain(self, grace_s: float) -> bool:
+        """Refuses new calls; returns whether all calls in flight ended within `grace_s`."""
+        self.draining.set()
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(grace_s):
+                await self._idle.wait()
+        return self._in_flight == 0
+
+    async def _run(
+        self,
+        method: Callable[[bytes, Rpc], Awaitable[_R]],
+        request: bytes,
+        context: Context,
+        prompt_field: str,
+        while_draining: bool,
+    ) -> _R:
+        request_id = uuid.uuid4().hex
+        try:
+            request_id = _request_id(context) or request_id
+            rpc = Rpc(Call(request_id, _deadline_s(context)), context, self._write_stall_s)
+            if while_draining:
+                return await method(request, rpc)
+            with self._counted():
+                return await method(request, rpc)
+        except Llama31Error as error:
+            if status_row(error).grpc_code is grpc.StatusCode.INTERNAL:
+                _LOG.exception("request %s failed", request_id)
+            failure: Llama31Error = error
+        except grpc.aio.AbortError:
+            raise
+        except asyncio.CancelledError:
+            if _is_cancelled():
+                raise
+            # Something below cancelled itself; grpc.aio would leave the caller without any status.
+            _LOG.exception("request %s was cancelled from inside", request_id)
+            failure = InternalError()
+        except Exception:
+            _LOG.exception("request %s failed", request_id)
+            failure = InternalError()
+        await _abort(context, failure, request_id, prompt_field)
+
+    @contextlib.contextmanager
+    def _counted(self) -> Iterator[None]:
+        if self.draining.is_set():
+            raise Draining()
+        self._in_flight += 1
+        self._idle.clear()
+        try:
+            yield
+        finally:
+            self._in_flight -= 1
+            if self._in_flight == 0:
+                self._idle.set()
+
+
+def _is_cancelled() -> bool:
+    task = asyncio.current_task()
+    return task is not None and task.cancelling() > 0
+
+
+def _request_id(context: Context) -> str:
+    """The caller's id, or "" if it gave none."""
+    for key, value in context.invocation_metadata() or ():
+        if key == REQUEST_ID_KEY:
+            if isinstance(value, str) and _REQUEST_ID.fullmatch(value):
+                return value
+            raise InvalidRequest(REQUEST_ID_KEY, "must have 1 to 128 of the characters A-Z a-z 0-9 . _ -")
+    return ""
+
+
+def _deadline_s(context: Context) -> float | None:
+    remaining_s: float | None = context.time_remaining()
+    return None if remaining_s is None else asyncio.get_running_loop().time() + remaining_s
+
+
+async def _abort(context: Context, error: Llama31Error, request_id: str, prompt_field: str) -> NoReturn:
+    status = rich_status(error, request_id, prompt_field)
+    await context.abort(status_row(error).grpc_code, status.message, trailing_metadata(error, status))

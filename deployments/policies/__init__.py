@@ -1,0 +1,1 @@
+"""Pure decisions: a picture in, an answer out; no clock, no I/O."""

@@ -1,0 +1,225 @@
+"""The ingress's end of the worker protocol: one connection to one replica, for all its sequences."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import AsyncIterator
+from dataclasses import replace
+
+import grpc
+
+from cluster.policy import ReplicaSnapshot
+from deployments.directory import ReplicaRecord, WorkerAddress
+from deployments.worker_codec import decode_output, decode_state, encode_submit
+from deployments.worker_server import AUTHORIZATION, PROTOCOL, machine_boot_id
+from llama31.chat import TokenColumns
+from llama31.engine import EngineOutput, EngineRequest, EngineState
+from llama31.errors import StreamInterrupted
+from llama31.worker.v1 import worker_service_pb2 as pb
+from llama31.worker.v1 import worker_service_pb2_grpc as pb_grpc
+
+log = logging.getLogger("llama31.link")
+
+# A replica that says nothing for this long is taken for dead; heartbeats come every 0.5 s.
+SILENCE_S = 10.0
+CONNECT_TIMEOUT_S = 10.0
+
+
+class SequenceStream:
+    """The outputs of one sequence; what arrives while nobody reads is merged, never queued up."""
+
+    def __init__(self, request: EngineRequest, attempt: int, link: ReplicaLink) -> None:
+        self.request = request
+        self.attempt = attempt
+        self.received_tokens = 0
+        self._link = link
+        self._waiting: EngineOutput | None = None
+        self._lost: str | None = None
+        self._ready = asyncio.Event()
+
+    @property
+    def replica_id(self) -> str:
+        """Who computes this sequence."""
+        return self._link.record.replica_id
+
+    async def next(self) -> EngineOutput:
+        """Everything that came since the last call, as one output. Raises: StreamInterrupted."""
+        await self._ready.wait()
+        self._ready.clear()
+        if self._waiting is not None:
+            output, self._waiting = self._waiting, None
+            return output
+        raise StreamInterrupted(self.replica_id, self.received_tokens, self._lost or "lost")
+
+    def put(self, first_token: int, output: EngineOutput) -> None:
+        """Takes an output from the link; a gap or a repetition breaks the stream loudly."""
+        if output.tokens.ids and first_token != self.received_tokens:
+            self.lose(f"token {self.received_tokens} was expected, token {first_token} came")
+            return
+        self.received_tokens += len(output.tokens.ids)
+        self._waiting = output if self._waiting is None else join_outputs(self._waiting, output)
+        self._ready.set()
+
+    def lose(self, cause: str) -> None:
+        """Nothing more will come."""
+        self._lost = cause
+        self._ready.set()
+
+    def cancel(self) -> None:
+        """Tells the replica to stop and to free the KV; idempotent, also after the end."""
+        self._link.cancel(self.request.request_id)
+
+
+class ReplicaLink:
+    """Connect and Watch to one replica. Lives until the replica goes away, then is thrown away."""
+
+    def __init__(self, record: ReplicaRecord, token: str, ingress_id: str, epoch: int) -> None:
+        assert record.address is not None
+        self.record = record
+        self.state = EngineState()
+        self.became_ready = asyncio.Event()
+        self.draining = False
+        self.alive = True
+        self._ingress_id = ingress_id
+        self._epoch = epoch
+        self._metadata = ((AUTHORIZATION, f"Bearer {token}"),)
+        self._channel = grpc.aio.insecure_channel(dial_target(record.address), options=CHANNEL_OPTIONS)
+        self._commands: asyncio.Queue[pb.ConnectRequest] = asyncio.Queue()
+        self._streams: dict[str, SequenceStream] = {}
+
+    def snapshot(self) -> ReplicaSnapshot:
+        """What the router may know now."""
+        outstanding = sum(
+            len(s.request.prompt_token_ids) + s.request.limits.max_output_tokens for s in self._streams.values()
+        )
+        return ReplicaSnapshot(
+            replica_id=self.record.replica_id,
+            ready=self.became_ready.is_set() and self.alive,
+            draining=self.draining,
+            running=self.state.running,
+            waiting=self.state.waiting,
+            waiting_prompt_tokens=self.state.waiting_prompt_tokens,
+            kv_tokens_used=self.state.kv_tokens_used,
+            kv_tokens_total=self.state.kv_tokens_total,
+            outstanding_tokens=outstanding,
+        )
+
+    def submit(self, request: EngineRequest, attempt: int, deadline_in_ms: int) -> SequenceStream:
+        """Gives a sequence to the replica."""
+        stream = SequenceStream(request, attempt, self)
+        if not self.alive:
+            stream.lose("the replica is gone")
+            return stream
+        self._streams[request.request_id] = stream
+        message = encode_submit(request)
+        message.attempt = attempt
+        message.deadline_in_ms = deadline_in_ms
+        self._commands.put_nowait(pb.ConnectRequest(submit=message))
+        return stream
+
+    def cancel(self, request_id: str) -> None:
+        """Ends a sequence that nobody waits for any more."""
+        stream = self._streams.pop(request_id, None)
+        if stream is not None and self.alive:
+            cancel = pb.Cancel(request_id=request_id, attempt=stream.attempt)
+            self._commands.put_nowait(pb.ConnectRequest(cancel=cancel))
+
+    async def run(self) -> None:
+        """Talks to the replica until either stream ends; every open sequence then hears of it."""
+        stub = pb_grpc.WorkerServiceStub(self._channel)
+        cause = "the replica closed the connection"
+        try:
+            async with asyncio.TaskGroup() as tasks:
+                tasks.create_task(self._read_outputs(stub))
+                tasks.create_task(self._read_state(stub))
+        except* grpc.aio.AioRpcError as group:
+            first = group.exceptions[0]
+            assert isinstance(first, grpc.aio.AioRpcError)
+            cause = f"connection lost: {first.code().name}"
+        except* TimeoutError:
+            cause = f"no heartbeat for {SILENCE_S:g} s"
+        except* _StreamEnded:
+            pass
+        finally:
+            self._die(cause)
+            await self._channel.close()
+
+    def _die(self, cause: str) -> None:
+        self.alive = False
+        streams, self._streams = self._streams, {}
+        for stream in streams.values():
+            stream.lose(cause)
+        log.warning("replica %s: %s, %d open sequences", self.record.replica_id, cause, len(streams))
+
+    async def _send_commands(self) -> AsyncIterator[pb.ConnectRequest]:
+        yield pb.ConnectRequest(hello=pb.Hello(ingress_id=self._ingress_id, epoch=self._epoch, protocol=PROTOCOL))
+        while True:
+            yield await self._commands.get()
+
+    async def _read_outputs(self, stub: pb_grpc.WorkerServiceStub) -> None:
+        call = stub.Connect(self._send_commands(), metadata=self._metadata)
+        async for response in call:
+            if response.HasField("welcome"):
+                self.became_ready.set()
+            for message in response.outputs:
+                self._deliver(message)
+        raise _StreamEnded
+
+    async def _read_state(self, stub: pb_grpc.WorkerServiceStub) -> None:
+        call = stub.Watch(pb.WatchRequest(ingress_id=self._ingress_id), metadata=self._metadata)
+        updates = aiter(call)
+        while True:
+            async with asyncio.timeout(SILENCE_S):
+                message = await anext(updates, None)
+            if message is None:
+                raise _StreamEnded
+            self.state = decode_state(message)
+            self.draining = message.draining
+
+    def _deliver(self, message: pb.Output) -> None:
+        stream = self._streams.get(message.request_id)
+        if stream is None or stream.attempt != message.attempt:
+            return
+        output = decode_output(message)
+        if output.is_last:
+            del self._streams[message.request_id]
+        stream.put(message.first_token, output)
+
+
+class _StreamEnded(Exception):
+    """The replica ended a stream in good order."""
+
+
+CHANNEL_OPTIONS = (
+    ("grpc.max_receive_message_length", 16 << 20),
+    ("grpc.keepalive_time_ms", 10_000),
+    ("grpc.keepalive_timeout_ms", 5_000),
+    ("grpc.enable_retries", 0),
+    # One connection per link: an epoch belongs to one ingress process and one replica.
+    ("grpc.use_local_subchannel_pool", 1),
+)
+
+
+def dial_target(address: WorkerAddress) -> str:
+    """The unix socket on the replica's own machine, its node address from elsewhere."""
+    return f"unix:{address.unix_path}" if address.boot_id == machine_boot_id() else address.target
+
+
+def join_outputs(earlier: EngineOutput, later: EngineOutput) -> EngineOutput:
+    """Two outputs of one sequence as if one step had made them."""
+    first, second = earlier.tokens, later.tokens
+    tokens = TokenColumns(
+        ids=first.ids + second.ids,
+        logprobs=first.logprobs + second.logprobs,
+        top_k=max(first.top_k, second.top_k),
+        top_ids=first.top_ids + second.top_ids,
+        top_logprobs=first.top_logprobs + second.top_logprobs,
+    )
+    return replace(
+        later,
+        tokens=tokens,
+        cached_prompt_tokens=max(earlier.cached_prompt_tokens, later.cached_prompt_tokens),
+        queued_s=max(earlier.queued_s, later.queued_s),
+        prefill_s=max(earlier.prefill_s, later.prefill_s),
+    )

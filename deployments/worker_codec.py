@@ -1,0 +1,183 @@
+"""How do engine requests and outputs look on the wire between ingress and replica?"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+
+from llama31.chat import FinishReason, TokenColumns
+from llama31.engine import EngineOutput, EngineRequest, EngineState, Limits, Sampling
+from llama31.errors import Unsupported
+from llama31.v1 import common_pb2
+from llama31.worker.v1 import worker_service_pb2 as pb
+
+MAX_MESSAGE_BYTES = 1 << 20
+
+
+def encode_submit(request: EngineRequest) -> pb.Submit:
+    """An engine request for a replica."""
+    sampling, limits = request.sampling, request.limits
+    message = pb.Submit(
+        request_id=request.request_id,
+        prompt_token_ids=request.prompt_token_ids,
+        sampling=pb.Sampling(
+            temperature=sampling.temperature,
+            top_p=sampling.top_p,
+            top_k=sampling.top_k,
+            min_p=sampling.min_p,
+            presence_penalty=sampling.presence_penalty,
+            frequency_penalty=sampling.frequency_penalty,
+            repetition_penalty=sampling.repetition_penalty,
+            seed=sampling.seed,
+            logit_bias=dict(sampling.logit_bias),
+        ),
+        limits=pb.EngineLimits(
+            max_output_tokens=limits.max_output_tokens,
+            min_output_tokens=limits.min_output_tokens,
+            stop_token_ids=limits.stop_token_ids,
+            ignore_eos=limits.ignore_eos,
+        ),
+        priority=request.priority,
+        cache_salt=request.cache_salt,
+    )
+    if request.top_logprobs is not None:
+        message.logprobs = True
+        message.top_logprobs = request.top_logprobs
+    return message
+
+
+def decode_submit(message: pb.Submit) -> EngineRequest:
+    """The request of a Submit. Raises: Unsupported for what this replica cannot do."""
+    if message.output_token_ids:
+        raise Unsupported("output_token_ids", "this replica does not continue sequences")
+    if message.prompt_top_logprobs:
+        raise Unsupported("prompt_top_logprobs", "this replica does not score prompts")
+    if message.constraint.WhichOneof("kind"):
+        raise Unsupported("constraint", "this replica does not constrain output")
+    sampling, limits = message.sampling, message.limits
+    return EngineRequest(
+        request_id=message.request_id,
+        prompt_token_ids=tuple(message.prompt_token_ids),
+        sampling=Sampling(
+            temperature=sampling.temperature,
+            top_p=sampling.top_p,
+            top_k=sampling.top_k,
+            min_p=sampling.min_p,
+            presence_penalty=sampling.presence_penalty,
+            frequency_penalty=sampling.frequency_penalty,
+            repetition_penalty=sampling.repetition_penalty,
+            seed=sampling.seed,
+            logit_bias=dict(sampling.logit_bias),
+        ),
+        limits=Limits(
+            max_output_tokens=limits.max_output_tokens,
+            min_output_tokens=limits.min_output_tokens,
+            stop_token_ids=tuple(limits.stop_token_ids),
+            ignore_eos=limits.ignore_eos,
+        ),
+        top_logprobs=message.top_logprobs if message.logprobs else None,
+        priority=message.priority,
+        cache_salt=message.cache_salt,
+    )
+
+
+def encode_output(output: EngineOutput, attempt: int, first_token: int) -> pb.Output:
+    """One sequence's new tokens; `first_token` is the index of the first of them in its whole output."""
+    message = pb.Output(request_id=output.request_id, attempt=attempt, first_token=first_token)
+    if output.tokens.ids:
+        message.tokens.CopyFrom(_encode_columns(output.tokens))
+    if output.error:
+        message.refusal.reason = "ENGINE_FAILED"
+        message.refusal.message = output.error
+        message.refusal.retryable = True
+    elif output.finish_reason is not None:
+        message.finish_reason = output.finish_reason.value  # type: ignore[assignment]  # the stub wants the enum
+    if output.is_last or first_token == 0:
+        message.accounting.cached_prompt_tokens = output.cached_prompt_tokens
+        message.accounting.queued_ms = round(output.queued_s * 1000)
+        message.accounting.prefill_ms = round(output.prefill_s * 1000)
+    return message
+
+
+def decode_output(message: pb.Output) -> EngineOutput:
+    """The output of one sequence; a refusal is an output with `error`."""
+    tokens, accounting = message.tokens, message.accounting
+    return EngineOutput(
+        request_id=message.request_id,
+        tokens=TokenColumns(
+            tuple(tokens.ids),
+            tuple(tokens.logprobs),
+            tokens.top_k,
+            tuple(tokens.top_ids),
+            tuple(tokens.top_logprobs),
+        ),
+        finish_reason=FinishReason(message.finish_reason) if message.finish_reason else None,
+        cached_prompt_tokens=accounting.cached_prompt_tokens,
+        queued_s=accounting.queued_ms / 1000,
+        prefill_s=accounting.prefill_ms / 1000,
+        error=f"{message.refusal.reason}: {message.refusal.message}" if message.HasField("refusal") else "",
+    )
+
+
+def merge_outputs(earlier: pb.Output, later: pb.Output) -> None:
+    """Adds what came later to an output that has not been sent yet."""
+    first_token = earlier.first_token if earlier.tokens.ids else later.first_token
+    earlier.MergeFrom(later)
+    earlier.first_token = first_token
+
+
+def split_outputs(outputs: Iterable[pb.Output]) -> Iterator[list[pb.Output]]:
+    """Groups outputs so that no message exceeds `MAX_MESSAGE_BYTES` (one output alone may fill one)."""
+    batch: list[pb.Output] = []
+    size_bytes = 0
+    for output in outputs:
+        output_bytes = output.ByteSize() + 8
+        if batch and size_bytes + output_bytes > MAX_MESSAGE_BYTES:
+            yield batch
+            batch, size_bytes = [], 0
+        batch.append(output)
+        size_bytes += output_bytes
+    if batch:
+        yield batch
+
+
+def encode_state(state: EngineState, sequence: int, ready: bool, draining: bool) -> pb.WatchResponse:
+    """The replica's counters for its Watch stream."""
+    return pb.WatchResponse(
+        sequence=sequence,
+        running=state.running,
+        waiting=state.waiting,
+        waiting_prompt_tokens=state.waiting_prompt_tokens,
+        kv_tokens_used=state.kv_tokens_used,
+        kv_tokens_total=state.kv_tokens_total,
+        steps_total=state.steps_total,
+        prompt_tokens_total=state.prompt_tokens_total,
+        output_tokens_total=state.output_tokens_total,
+        cached_prompt_tokens_total=state.cached_prompt_tokens_total,
+        ready=ready,
+        draining=draining,
+    )
+
+
+def decode_state(message: pb.WatchResponse) -> EngineState:
+    """The counters of a Watch message."""
+    return EngineState(
+        running=message.running,
+        waiting=message.waiting,
+        waiting_prompt_tokens=message.waiting_prompt_tokens,
+        kv_tokens_used=message.kv_tokens_used,
+        kv_tokens_total=message.kv_tokens_total,
+        steps_total=message.steps_total,
+        prompt_tokens_total=message.prompt_tokens_total,
+        output_tokens_total=message.output_tokens_total,
+        cached_prompt_tokens_total=message.cached_prompt_tokens_total,
+    )
+
+
+def _encode_columns(columns: TokenColumns) -> common_pb2.TokenColumns:
+    return common_pb2.TokenColumns(
+        ids=columns.ids,
+        logprobs=columns.logprobs,
+        top_k=columns.top_k,
+        top_ids=columns.top_ids,
+        top_logprobs=columns.top_logprobs,
+    )

@@ -1,0 +1,275 @@
+"""The replica's end of the worker protocol: who may connect, and which step goes to whom?"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import hmac
+import logging
+from collections.abc import AsyncIterator, Awaitable, Callable
+from pathlib import Path
+from typing import Any
+
+import grpc
+
+from deployments.directory import ReplicaRecord, WorkerAddress
+from deployments.worker_codec import decode_submit, encode_output, encode_state, merge_outputs, split_outputs
+from llama31.chat import TokenColumns
+from llama31.engine import Engine, EngineOutput
+from llama31.errors import EngineFailed, Llama31Error
+from llama31.worker.v1 import worker_service_pb2 as pb
+from llama31.worker.v1 import worker_service_pb2_grpc as pb_grpc
+
+log = logging.getLogger("llama31.worker")
+
+PROTOCOL = 1
+HEARTBEAT_S = 0.5
+PEER_STALL_S = 5.0
+AUTHORIZATION = "authorization"
+
+
+class Peer:
+    """One ingress: its sequences, and the outputs that wait for its writer."""
+
+    def __init__(self, ingress_id: str, epoch: int) -> None:
+        self.ingress_id = ingress_id
+        self.epoch = epoch
+        self.attempts: dict[str, int] = {}
+        self.emitted: dict[str, int] = {}
+        self.closed = False
+        self._pending: dict[str, pb.Output] = {}
+        self._ready = asyncio.Event()
+
+    def push(self, output: EngineOutput) -> None:
+        """Queues one output; while the writer is busy, outputs of one sequence become one."""
+        request_id = output.request_id
+        first_token = self.emitted[request_id]
+        message = encode_output(output, self.attempts[request_id], first_token)
+        self.emitted[request_id] = first_token + len(output.tokens.ids)
+        if output.is_last:
+            del self.attempts[request_id], self.emitted[request_id]
+        self.push_message(message)
+
+    def push_message(self, message: pb.Output) -> None:
+        """Queues a ready message."""
+        waiting = self._pending.get(message.request_id)
+        if waiting is None or waiting.attempt != message.attempt:
+            self._pending[message.request_id] = message
+        else:
+            merge_outputs(waiting, message)
+        self._ready.set()
+
+    def close(self) -> None:
+        """Lets the writer end."""
+        self.closed = True
+        self._ready.set()
+
+    async def take(self) -> list[pb.Output]:
+        """Everything that waits, at least one output; empty when the peer is closed."""
+        while not self._pending and not self.closed:
+            self._ready.clear()
+            await self._ready.wait()
+        pending, self._pending = self._pending, {}
+        return list(pending.values())
+
+
+class WorkerServer(pb_grpc.WorkerServiceServicer):
+    """Serves one engine to every ingress that shows the cluster token."""
+
+    def __init__(
+        self, engine: Engine, record: ReplicaRecord, token: str, on_failure: Callable[[Exception], None]
+    ) -> None:
+        self._engine = engine
+        self._record = record
+        self._on_failure = on_failure
+        self._peers: dict[str, Peer] = {}
+        self._owner: dict[str, Peer] = {}
+        self._deadlines: dict[str, asyncio.TimerHandle] = {}
+        self._draining = False
+        self._idle = asyncio.Event()
+        self._idle.set()
+        self._state_changed = asyncio.Event()
+        self._steps: asyncio.Task[None] | None = None
+        self._server = grpc.aio.server(
+            interceptors=(ClusterTokenCheck(token),),
+            options=(("grpc.max_receive_message_length", 16 << 20), ("grpc.so_reuseport", 0)),
+        )
+
+    async def start(self, unix_path: Path, node_ip: str) -> WorkerAddress:
+        """Listens on a unix socket and on the node's address."""
+        pb_grpc.add_WorkerServiceServicer_to_server(self, self._server)
+        self._server.add_insecure_port(f"unix:{unix_path}")
+        port = self._server.add_insecure_port(f"{node_ip}:0")
+        await self._server.start()
+        self._steps = asyncio.create_task(self._deliver_steps())
+        return WorkerAddress(str(unix_path), machine_boot_id(), f"{node_ip}:{port}")
+
+    async def drain(self, grace_s: float) -> None:
+        """Refuses new sequences, lets the running ones finish, then closes every stream."""
+        self._draining = True
+        self._state_changed.set()
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(grace_s):
+                await self._idle.wait()
+        for peer in self._peers.values():
+            peer.close()
+        await self._server.stop(grace=1.0)
+        if self._steps is not None:
+            self._steps.cancel()
+
+    async def Connect(
+        self, requests: AsyncIterator[pb.ConnectRequest], context: grpc.aio.ServicerContext[Any, Any]
+    ) -> None:
+        """One ingress: commands come in, one message per engine step goes out."""
+        first = await anext(aiter(requests), None)
+        if first is None or first.WhichOneof("command") != "hello" or first.hello.protocol != PROTOCOL:
+            await context.abort(
+                grpc.StatusCode.FAILED_PRECONDITION, f"the first message must be Hello of protocol {PROTOCOL}"
+            )
+        peer = self._admit_peer(first.hello)
+        reading = asyncio.create_task(self._read_commands(requests, peer))
+        try:
+            await context.write(pb.ConnectResponse(sequence=1, welcome=self._welcome()))
+            await self._write_steps(context, peer)
+        finally:
+            reading.cancel()
+            self._drop_peer(peer)
+
+    async def Watch(
+        self, request: pb.WatchRequest, context: grpc.aio.ServicerContext[Any, Any]
+    ) -> AsyncIterator[pb.WatchResponse]:
+        """State now and every heartbeat, sooner when it matters."""
+        sequence = 0
+        while True:
+            sequence += 1
+            ready = not self._draining
+            yield encode_state(self._engine.state(), sequence, ready=ready, draining=self._draining)
+            self._state_changed.clear()
+            with contextlib.suppress(TimeoutError):
+                async with asyncio.timeout(HEARTBEAT_S):
+                    await self._state_changed.wait()
+
+    def _welcome(self) -> pb.Welcome:
+        record = self._record
+        return pb.Welcome(
+            replica_id=record.replica_id,
+            incarnation=record.incarnation,
+            model=record.model,
+            heartbeat_ms=round(HEARTBEAT_S * 1000),
+        )
+
+    def _admit_peer(self, hello: pb.Hello) -> Peer:
+        """A newer life of an ingress replaces the older one."""
+        older = self._peers.get(hello.ingress_id)
+        peer = Peer(hello.ingress_id, hello.epoch)
+        if older is not None:
+            older.close()
+        self._peers[hello.ingress_id] = peer
+        return peer
+
+    def _drop_peer(self, peer: Peer) -> None:
+        """The stream ended: nobody waits for its sequences any more."""
+        peer.closed = True
+        if self._peers.get(peer.ingress_id) is peer:
+            del self._peers[peer.ingress_id]
+        for request_id in list(peer.attempts):
+            self._engine.cancel(request_id)
+
+    async def _read_commands(self, requests: AsyncIterator[pb.ConnectRequest], peer: Peer) -> None:
+        async for request in requests:
+            match request.WhichOneof("command"):
+                case "submit":
+                    self._submit(request.submit, peer)
+                case "cancel":
+                    if peer.attempts.get(request.cancel.request_id) == request.cancel.attempt:
+                        self._engine.cancel(request.cancel.request_id)
+        peer.close()
+
+    def _submit(self, message: pb.Submit, peer: Peer) -> None:
+        request_id = message.request_id
+        try:
+            if self._draining:
+                raise EngineFailed("this replica is draining")
+            self._engine.submit(decode_submit(message))
+        except Llama31Error as error:
+            refusal = pb.Refusal(reason=error.reason, message=str(error), retryable=self._draining)
+            peer.push_message(pb.Output(request_id=request_id, attempt=message.attempt, refusal=refusal))
+            return
+        peer.attempts[request_id] = message.attempt
+        peer.emitted[request_id] = 0
+        self._owner[request_id] = peer
+        self._idle.clear()
+        if message.deadline_in_ms:
+            loop = asyncio.get_running_loop()
+            self._deadlines[request_id] = loop.call_later(
+                message.deadline_in_ms / 1000, self._engine.cancel, request_id
+            )
+
+    async def _write_steps(self, context: grpc.aio.ServicerContext[Any, Any], peer: Peer) -> None:
+        sequence = 1
+        while outputs := await peer.take():
+            for batch in split_outputs(outputs):
+                sequence += 1
+                async with asyncio.timeout(PEER_STALL_S):
+                    await context.write(pb.ConnectResponse(sequence=sequence, outputs=batch))
+
+    async def _deliver_steps(self) -> None:
+        """The one consumer of the engine."""
+        try:
+            while True:
+                for output in await self._engine.next_step():
+                    self._deliver(output)
+        except EngineFailed as error:
+            for request_id in list(self._owner):
+                self._deliver(EngineOutput(request_id, TokenColumns(), error=str(error)))
+            self._on_failure(error)
+
+    def _deliver(self, output: EngineOutput) -> None:
+        peer = self._owner.get(output.request_id)
+        if peer is None:
+            return
+        if output.is_last:
+            del self._owner[output.request_id]
+            if (timer := self._deadlines.pop(output.request_id, None)) is not None:
+                timer.cancel()
+            if not self._owner:
+                self._idle.set()
+        if not peer.closed and output.request_id in peer.attempts:
+            peer.push(output)
+
+
+class ClusterTokenCheck(grpc.aio.ServerInterceptor):
+    """Refuses every call that does not show the cluster token."""
+
+    def __init__(self, token: str) -> None:
+        self._expected = f"Bearer {token}"
+
+    async def intercept_service(
+        self,
+        continuation: Callable[[grpc.HandlerCallDetails], Awaitable[Any]],
+        handler_call_details: grpc.HandlerCallDetails,
+    ) -> Any:
+        """Looks at the metadata before the handler sees anything."""
+        shown = dict(handler_call_details.invocation_metadata or ()).get(AUTHORIZATION, "")
+        handler = await continuation(handler_call_details)
+        if isinstance(shown, str) and hmac.compare_digest(shown, self._expected):
+            return handler
+        return _refusing_twin(handler)
+
+
+def _refusing_twin(handler: Any) -> Any:
+    """A handler of the same kind that only says no."""
+
+    async def refuse(_: Any, context: grpc.aio.ServicerContext[Any, Any]) -> None:
+        await context.abort(grpc.StatusCode.UNAUTHENTICATED, "the cluster token is missing or wrong")
+
+    if handler is None:
+        return None
+    if handler.request_streaming:
+        return grpc.stream_stream_rpc_method_handler(refuse)
+    return grpc.unary_stream_rpc_method_handler(refuse)
+
+
+def machine_boot_id() -> str:
+    """The same for all processes of one booted machine, so that they may share unix sockets."""
+    return Path("/proc/sys/kernel/random/boot_id").read_text().strip()

@@ -1,0 +1,178 @@
+"""What does a request say and what does an answer consist of, free of any wire format?"""
+
+from __future__ import annotations
+
+import enum
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from types import MappingProxyType
+
+
+class Role(enum.Enum):
+    """Who speaks. Values are the header names of the 3.1 prompt format."""
+
+    SYSTEM = "system"
+    USER = "user"
+    ASSISTANT = "assistant"
+    TOOL = "ipython"
+
+
+@dataclass(frozen=True, slots=True)
+class Message:
+    """One turn. `content` is data: it never becomes a control token."""
+
+    role: Role
+    content: str
+
+
+class FinishReason(enum.Enum):
+    """Why a choice ended; names equal `llama31.v1.FinishReason` without its prefix."""
+
+    END_OF_TURN = 1
+    STOP_SEQUENCE = 2
+    MAX_OUTPUT_TOKENS = 3
+    CONTEXT_FULL = 4
+    TIME_LIMIT = 7
+    ABORTED = 8
+
+
+class Priority(enum.IntEnum):
+    """Lower runs first, as in the engine's priority queue."""
+
+    INTERACTIVE = 0
+    STANDARD = 1
+    BATCH = 2
+
+
+@dataclass(frozen=True, slots=True)
+class SamplingChoices:
+    """What the caller chose; None means the model's own default (never zero)."""
+
+    temperature: float | None = None
+    top_p: float | None = None
+    top_k: int | None = None
+    min_p: float | None = None
+    presence_penalty: float | None = None
+    frequency_penalty: float | None = None
+    repetition_penalty: float | None = None
+    seed: int | None = None
+    logit_bias: Mapping[int, float] = field(default_factory=lambda: MappingProxyType({}))
+
+
+@dataclass(frozen=True, slots=True)
+class StopChoices:
+    """When to end. `time_limit_s` ends softly, with a usable partial answer."""
+
+    max_output_tokens: int | None = None
+    min_output_tokens: int = 0
+    stop_sequences: tuple[str, ...] = ()
+    stop_token_ids: tuple[int, ...] = ()
+    keep_stop_text: bool = False
+    ignore_eos: bool = False
+    time_limit_s: float | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class ReturnChoices:
+    """What to send back besides usage."""
+
+    text: bool = True
+    token_ids: bool = False
+    logprobs: bool = False
+    top_logprobs: int = 0
+    prompt_token_ids: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class GenerationOptions:
+    """Everything that chat and completion share."""
+
+    sampling: SamplingChoices = SamplingChoices()
+    stop: StopChoices = StopChoices()
+    returns: ReturnChoices = ReturnChoices()
+    priority: Priority = Priority.STANDARD
+    affinity_key: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class ChatRequest:
+    """A dialog to answer. `date` fills the prompt's date block; empty means no block."""
+
+    model: str
+    messages: tuple[Message, ...]
+    options: GenerationOptions = GenerationOptions()
+    date: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class CompletionRequest:
+    """Text (or token ids) to go on with."""
+
+    model: str
+    prompt: str | tuple[int, ...]
+    options: GenerationOptions = GenerationOptions()
+
+
+@dataclass(frozen=True, slots=True)
+class TokenColumns:
+    """Row i of every array belongs to token i; `top_*` are flattened with `top_k` entries a token."""
+
+    ids: tuple[int, ...] = ()
+    logprobs: tuple[float, ...] = ()
+    top_k: int = 0
+    top_ids: tuple[int, ...] = ()
+    top_logprobs: tuple[float, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class Started:
+    """First event: the request is admitted, encoded and placed."""
+
+    response_id: str
+    model: str
+    model_revision: str
+    replica_id: str
+    prompt_tokens: int
+    seed: int
+    prompt_token_ids: tuple[int, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class Delta:
+    """New text of one choice with the tokens that completed it."""
+
+    choice: int
+    text: str
+    tokens: TokenColumns | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class ChoiceDone:
+    """One choice ended."""
+
+    choice: int
+    finish_reason: FinishReason
+    matched_stop: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class Usage:
+    """What the request used. Times in seconds since the request arrived."""
+
+    prompt_tokens: int
+    cached_prompt_tokens: int
+    output_tokens: int
+    queued_s: float
+    prefill_s: float
+    first_token_s: float
+    total_s: float
+
+
+@dataclass(frozen=True, slots=True)
+class Completed:
+    """Last event."""
+
+    usage: Usage
+
+
+Event = Started | Delta | ChoiceDone | Completed

@@ -1,0 +1,123 @@
+"""What is an engine? Token ids in, token ids out, one batch of outputs per engine step.
+
+The two implementations are `scripted_engine.ScriptedEngine` (no weights) and
+`vllm_engine.VllmEngine`; nothing else in the system knows which one it talks to.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from types import MappingProxyType
+from typing import Protocol
+
+from llama31.chat import FinishReason, TokenColumns
+
+
+@dataclass(frozen=True, slots=True)
+class Sampling:
+    """How to pick a token. Every value is explicit: the ingress has resolved defaults and the seed."""
+
+    temperature: float = 0.0
+    top_p: float = 1.0
+    top_k: int = 0
+    min_p: float = 0.0
+    presence_penalty: float = 0.0
+    frequency_penalty: float = 0.0
+    repetition_penalty: float = 1.0
+    seed: int = 0
+    logit_bias: Mapping[int, float] = field(default_factory=lambda: MappingProxyType({}))
+
+
+@dataclass(frozen=True, slots=True)
+class Limits:
+    """When the engine must stop by itself. Stop *strings* belong to the ingress."""
+
+    max_output_tokens: int
+    min_output_tokens: int = 0
+    stop_token_ids: tuple[int, ...] = ()
+    ignore_eos: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class EngineRequest:
+    """One sequence. `top_logprobs` None: no log-probabilities; 0: of the chosen token only."""
+
+    request_id: str
+    prompt_token_ids: Sequence[int]
+    sampling: Sampling
+    limits: Limits
+    top_logprobs: int | None = None
+    priority: int = 0
+    cache_salt: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class EngineOutput:
+    """What one step made of one sequence; the one with `finish_reason` or `error` set is the last."""
+
+    request_id: str
+    tokens: TokenColumns
+    finish_reason: FinishReason | None = None
+    cached_prompt_tokens: int = 0
+    queued_s: float = 0.0
+    prefill_s: float = 0.0
+    error: str = ""
+
+    @property
+    def is_last(self) -> bool:
+        """Whether nothing more comes for this sequence."""
+        return self.finish_reason is not None or bool(self.error)
+
+
+@dataclass(frozen=True, slots=True)
+class RankReport:
+    """Where one rank runs, told by the rank itself."""
+
+    rank: int
+    stage: int
+    tp_rank: int
+    node_id: str
+    node_ip: str
+    pid: int
+    device: str
+
+
+@dataclass(frozen=True, slots=True)
+class EngineState:
+    """The engine's own counters. `steps_total` counts scheduler steps since the start."""
+
+    running: int = 0
+    waiting: int = 0
+    waiting_prompt_tokens: int = 0
+    kv_tokens_used: int = 0
+    kv_tokens_total: int = 0
+    steps_total: int = 0
+    prompt_tokens_total: int = 0
+    output_tokens_total: int = 0
+    cached_prompt_tokens_total: int = 0
+
+
+class Engine(Protocol):
+    """Turns prompt tokens into output tokens. All methods run on one event loop."""
+
+    async def start(self) -> None:
+        """Loads and warms up. Raises: EngineFailed, CheckpointMissing, CheckpointCorrupt."""
+
+    def submit(self, request: EngineRequest) -> None:
+        """Takes one sequence; its outputs come from `next_step`. Raises: DuplicateRequest."""
+
+    def cancel(self, request_id: str) -> None:
+        """Ends a sequence and frees its KV. Still answered by one last output; unknown ids are ignored."""
+
+    async def next_step(self) -> list[EngineOutput]:
+        """Waits for the next outputs and returns those of one step together. Raises: EngineFailed."""
+
+    def state(self) -> EngineState:
+        """The engine's counters now; never blocks."""
+
+    def ranks(self) -> tuple[RankReport, ...]:
+        """Where every rank runs; empty before `start` and for engines without ranks."""
+
+    async def close(self) -> None:
+        """Stops and frees everything; idempotent."""

@@ -1,0 +1,137 @@
+"""An engine without weights: exact answers at exact times, for tests and benchmarks."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+from llama31.chat import FinishReason, TokenColumns
+from llama31.engine import EngineOutput, EngineRequest, EngineState, RankReport
+from llama31.errors import DuplicateRequest, EngineFailed
+
+
+def echo(request: EngineRequest) -> Sequence[int]:
+    """Answers with the prompt's own token ids."""
+    return tuple(request.prompt_token_ids)
+
+
+@dataclass(frozen=True, slots=True)
+class Script:
+    """What the engine plays. `fail_at_step` raises as a dying engine would, after that many steps."""
+
+    answer: Callable[[EngineRequest], Sequence[int]] = echo
+    step_s: float = 0.0
+    load_s: float = 0.0
+    max_running: int = 256
+    kv_tokens_total: int = 1 << 20
+    fail_at_step: int | None = None
+
+
+@dataclass(slots=True)
+class _Sequence:
+    request: EngineRequest
+    answer: Sequence[int]
+    emitted: int = 0
+
+
+class ScriptedEngine:
+    """Continuous batching without a model: every running sequence gains one token a step."""
+
+    def __init__(self, script: Script | None = None) -> None:
+        self._script = script or Script()
+        self._waiting: dict[str, _Sequence] = {}
+        self._running: dict[str, _Sequence] = {}
+        self._ended: list[EngineOutput] = []
+        self._work = asyncio.Event()
+        self._next_step_at_s = 0.0
+        self._steps_total = 0
+        self._prompt_tokens_total = 0
+        self._output_tokens_total = 0
+
+    async def start(self) -> None:
+        """Takes the scripted loading time."""
+        await asyncio.sleep(self._script.load_s)
+
+    def submit(self, request: EngineRequest) -> None:
+        """Queues a sequence."""
+        if request.request_id in self._waiting or request.request_id in self._running:
+            raise DuplicateRequest(request.request_id)
+        self._waiting[request.request_id] = _Sequence(request, self._script.answer(request))
+        self._work.set()
+
+    def cancel(self, request_id: str) -> None:
+        """Ends a sequence at once."""
+        sequence = self._waiting.pop(request_id, None) or self._running.pop(request_id, None)
+        if sequence is not None:
+            self._ended.append(EngineOutput(request_id, TokenColumns(), FinishReason.ABORTED))
+            self._work.set()
+
+    async def next_step(self) -> list[EngineOutput]:
+        """Plays one step: paced by `step_s`, at once when only endings wait."""
+        while not (self._waiting or self._running or self._ended):
+            self._work.clear()
+            await self._work.wait()
+        if self._waiting or self._running:
+            await self._pace()
+        if self._script.fail_at_step is not None and self._steps_total >= self._script.fail_at_step:
+            raise EngineFailed("the scripted engine was told to fail")
+        outputs, self._ended = self._ended, []
+        outputs.extend(self._step())
+        return outputs
+
+    def state(self) -> EngineState:
+        """Counters of the script."""
+        held = sum(len(s.request.prompt_token_ids) + s.emitted for s in self._running.values())
+        return EngineState(
+            running=len(self._running),
+            waiting=len(self._waiting),
+            waiting_prompt_tokens=sum(len(s.request.prompt_token_ids) for s in self._waiting.values()),
+            kv_tokens_used=held,
+            kv_tokens_total=self._script.kv_tokens_total,
+            steps_total=self._steps_total,
+            prompt_tokens_total=self._prompt_tokens_total,
+            output_tokens_total=self._output_tokens_total,
+        )
+
+    def ranks(self) -> tuple[RankReport, ...]:
+        """A script has no ranks."""
+        return ()
+
+    async def close(self) -> None:
+        """Forgets everything."""
+        self._waiting.clear()
+        self._running.clear()
+
+    async def _pace(self) -> None:
+        """Steps start `step_s` apart while there is work, whatever the step itself took."""
+        now_s = asyncio.get_running_loop().time()
+        await asyncio.sleep(max(0.0, self._next_step_at_s - now_s))
+        self._next_step_at_s = max(now_s, self._next_step_at_s) + self._script.step_s
+
+    def _step(self) -> list[EngineOutput]:
+        for request_id in list(self._waiting):
+            if len(self._running) >= self._script.max_running:
+                break
+            self._running[request_id] = self._waiting.pop(request_id)
+            self._prompt_tokens_total += len(self._running[request_id].request.prompt_token_ids)
+        self._steps_total += 1
+        outputs = [self._advance(sequence) for sequence in self._running.values()]
+        for output in outputs:
+            if output.is_last:
+                del self._running[output.request_id]
+        return outputs
+
+    def _advance(self, sequence: _Sequence) -> EngineOutput:
+        token = sequence.answer[sequence.emitted : sequence.emitted + 1]
+        sequence.emitted += 1
+        self._output_tokens_total += len(token)
+        finish = None
+        if sequence.emitted >= len(sequence.answer):
+            finish = FinishReason.END_OF_TURN
+        elif sequence.emitted >= sequence.request.limits.max_output_tokens:
+            finish = FinishReason.MAX_OUTPUT_TOKENS
+        columns = TokenColumns(ids=tuple(token))
+        if sequence.request.top_logprobs is not None:
+            columns = TokenColumns(ids=tuple(token), logprobs=(0.0,) * len(token))
+        return EngineOutput(sequence.request.request_id, columns, finish)

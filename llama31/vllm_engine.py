@@ -1,0 +1,330 @@
+"""The production engine: vLLM's AsyncLLM with TP x PP ranks as Ray actors; tokens in, tokens out.
+
+Pinned to vLLM 0.32 (`ray` executor V2). Detokenisation is off: text belongs to the ingress.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import secrets
+from collections.abc import Callable
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from llama31.chat import FinishReason, TokenColumns
+from llama31.engine import EngineOutput, EngineRequest, EngineState, RankReport
+from llama31.errors import DuplicateRequest, EngineFailed
+from llama31.parallel import ParallelPlan
+from llama31.rank_link import RankLinkAddress, RankListener, RankPhase
+
+if TYPE_CHECKING:
+    from ray.util.placement_group import PlacementGroup
+    from vllm import SamplingParams
+    from vllm.config import VllmConfig
+    from vllm.outputs import RequestOutput
+    from vllm.v1.engine.async_llm import AsyncLLM
+
+FINISH_REASONS = {
+    "stop": FinishReason.END_OF_TURN,
+    "length": FinishReason.MAX_OUTPUT_TOKENS,
+    "abort": FinishReason.ABORTED,
+}
+
+
+@dataclass(frozen=True, slots=True)
+class VllmSettings:
+    """How to run the engine on this hardware; the model itself is what `checkpoint` says.
+
+    `kv_cache_bytes` per rank replaces `gpu_memory_share` where set (always on CPU).
+    `load_format` "dummy" makes random weights: only config.json must exist.
+    """
+
+    checkpoint: Path
+    plan: ParallelPlan
+    dtype: str
+    device: str
+    max_model_tokens: int
+    max_running: int
+    max_batched_tokens: int
+    gpu_memory_share: float = 0.9
+    kv_cache_bytes: int | None = None
+    kv_cache_dtype: str = "auto"
+    eager: bool = False
+    load_format: str = "safetensors"
+    prefix_caching: bool = True
+
+
+def engine_arguments(settings: VllmSettings) -> dict[str, Any]:
+    """The keyword arguments of vLLM's AsyncEngineArgs for these settings."""
+    ranks = {"cpu": "llama31.vllm_worker.CpuRank", "cuda": "llama31.vllm_worker.CudaRank"}
+    return {
+        "model": str(settings.checkpoint),
+        "skip_tokenizer_init": True,
+        "tensor_parallel_size": settings.plan.tp,
+        "pipeline_parallel_size": settings.plan.pp,
+        "distributed_executor_backend": "ray",
+        "worker_cls": ranks[settings.device],
+        "dtype": settings.dtype,
+        "max_model_len": settings.max_model_tokens,
+        "max_num_seqs": settings.max_running,
+        "max_num_batched_tokens": settings.max_batched_tokens,
+        "gpu_memory_utilization": settings.gpu_memory_share,
+        "kv_cache_memory_bytes": settings.kv_cache_bytes,
+        "kv_cache_dtype": settings.kv_cache_dtype,
+        "enforce_eager": settings.eager,
+        "load_format": settings.load_format,
+        "enable_prefix_caching": settings.prefix_caching,
+        "enable_chunked_prefill": True,
+        "scheduling_policy": "priority",
+        # The ingress resolves the model's sampling defaults; vLLM must not add its own on top.
+        "generation_config": "vllm",
+        "max_logprobs": 20,
+    }
+
+
+def build_config(
+    settings: VllmSettings, group: PlacementGroup | None, link: RankLinkAddress | None = None
+) -> VllmConfig:
+    """vLLM's own configuration, placed into `group`. Needs no GPU and loads no weights."""
+    from vllm.engine.arg_utils import AsyncEngineArgs
+    from vllm.usage.usage_lib import UsageContext
+
+    config = AsyncEngineArgs(**engine_arguments(settings)).create_engine_config(UsageContext.ENGINE_CONTEXT)
+    config.parallel_config.placement_group = group
+    if link is not None:
+        config.additional_config["llama31_rank_link"] = asdict(link)
+    return config
+
+
+class VllmEngine:
+    """One replica's engine: AsyncLLM here, EngineCore in a child process, ranks in Ray actors."""
+
+    def __init__(
+        self,
+        settings: VllmSettings,
+        group: PlacementGroup,
+        node_ip: str,
+        on_phase: Callable[[RankReport, RankPhase], None],
+    ) -> None:
+        self._settings = settings
+        self._group = group
+        self._node_ip = node_ip
+        self._listener = RankListener(secrets.token_hex(16), on_phase, self._lose_rank)
+        self._llm: AsyncLLM | None = None
+        self._pumps: dict[str, asyncio.Task[None]] = {}
+        self._prompt_tokens: dict[str, int] = {}
+        self._batch: list[EngineOutput] = []
+        self._ready = asyncio.Event()
+        self._failure: EngineFailed | None = None
+        self._state = EngineState()
+
+    async def start(self) -> None:
+        """Builds the engine; vLLM loads in a thread so that ranks can report meanwhile."""
+        link = await self._listener.start(self._node_ip)
+        try:
+            config = await asyncio.to_thread(build_config, self._settings, self._group, link)
+            self._llm = await self._build(config)
+        except Exception as error:
+            raise EngineFailed(f"vLLM did not start: {_first_line(error)}") from error
+        if self._failure is not None:
+            raise self._failure
+        blocks = config.cache_config.num_gpu_blocks or 0
+        self._state = replace(self._state, kv_tokens_total=blocks * config.cache_config.block_size)
+
+    def submit(self, request: EngineRequest) -> None:
+        """Hands one sequence to AsyncLLM."""
+        if request.request_id in self._pumps:
+            raise DuplicateRequest(request.request_id)
+        self._prompt_tokens[request.request_id] = len(request.prompt_token_ids)
+        self._pumps[request.request_id] = asyncio.create_task(self._pump(request))
+
+    def cancel(self, request_id: str) -> None:
+        """Cancelling the consumer makes AsyncLLM abort the request in the scheduler."""
+        if (pump := self._pumps.get(request_id)) is not None:
+            pump.cancel()
+
+    async def next_step(self) -> list[EngineOutput]:
+        """All outputs that vLLM's output handler released together, which is one engine step."""
+        await self._ready.wait()
+        self._ready.clear()
+        if self._failure is not None:
+            raise self._failure
+        batch, self._batch = self._batch, []
+        return batch
+
+    def state(self) -> EngineState:
+        """vLLM's counters of its last step; an engine without requests holds no KV."""
+        if not self._pumps:
+            return replace(self._state, running=0, waiting=0, waiting_prompt_tokens=0, kv_tokens_used=0)
+        return replace(self._state, waiting_prompt_tokens=self._waiting_prompt_tokens())
+
+    def ranks(self) -> tuple[RankReport, ...]:
+        """What the connected ranks reported."""
+        return self._listener.reports()
+
+    async def close(self) -> None:
+        """Ends every request, EngineCore and the rank actors."""
+        await self._listener.close()
+        for pump in tuple(self._pumps.values()):
+            pump.cancel()
+        await asyncio.gather(*self._pumps.values(), return_exceptions=True)
+        if self._llm is not None:
+            llm, self._llm = self._llm, None
+            await asyncio.to_thread(llm.shutdown)
+
+    async def _build(self, config: VllmConfig) -> AsyncLLM:
+        from vllm.v1.engine.async_llm import AsyncLLM
+        from vllm.v1.metrics.loggers import StatLoggerBase
+
+        engine = self
+
+        class StepCounters(StatLoggerBase):
+            """vLLM calls `record` once per engine step that had outputs."""
+
+            def __init__(self, vllm_config: VllmConfig, engine_index: int = 0) -> None:
+                """Keeps nothing: the counters live in the engine's state."""
+
+            def record(self, scheduler_stats: Any, iteration_stats: Any, *args: Any, **kwargs: Any) -> None:
+                engine._count_step(scheduler_stats, iteration_stats)
+
+            def log_engine_initialized(self) -> None:
+                """The replica logs its own start."""
+
+        # The constructor blocks until the ranks have loaded; its output handler starts with the
+        # first request, so that building it in a thread binds nothing to that thread.
+        return await asyncio.to_thread(AsyncLLM.from_vllm_config, config, stat_loggers=[StepCounters])
+
+    async def _pump(self, request: EngineRequest) -> None:
+        """Moves one sequence's outputs into the batch; always ends with one last output."""
+        assert self._llm is not None
+        request_id = request.request_id
+        last = EngineOutput(request_id, TokenColumns(), error="the engine ended the sequence without a reason")
+        try:
+            prompt: dict[str, Any] = {"prompt_token_ids": list(request.prompt_token_ids)}
+            if request.cache_salt:
+                prompt["cache_salt"] = request.cache_salt
+            stream = self._llm.generate(
+                prompt,
+                sampling_params(request),
+                request_id,
+                priority=request.priority,
+            )
+            async for output in stream:
+                converted = self._convert(request, output)
+                if converted.is_last:
+                    last = converted
+                else:
+                    self._emit(converted)
+        except asyncio.CancelledError:
+            last = EngineOutput(request_id, TokenColumns(), FinishReason.ABORTED)
+        except Exception as error:
+            last = EngineOutput(request_id, TokenColumns(), error=_first_line(error))
+            if self._llm is not None and self._llm.errored:
+                self._fail(EngineFailed(f"the engine died: {_first_line(error)}"))
+        finally:
+            del self._pumps[request_id], self._prompt_tokens[request_id]
+            self._emit(last)
+
+    def _emit(self, output: EngineOutput) -> None:
+        self._batch.append(output)
+        self._ready.set()
+
+    def _convert(self, request: EngineRequest, output: RequestOutput) -> EngineOutput:
+        piece = output.outputs[0]
+        finish = FINISH_REASONS.get(piece.finish_reason) if piece.finish_reason else None
+        metrics = output.metrics
+        return EngineOutput(
+            request_id=request.request_id,
+            tokens=_columns(request, piece),
+            finish_reason=finish,
+            cached_prompt_tokens=output.num_cached_tokens or 0,
+            queued_s=_interval_s(metrics, "queued_ts", "scheduled_ts"),
+            prefill_s=_interval_s(metrics, "scheduled_ts", "first_token_ts"),
+            error="" if finish or not output.finished else f"the engine ended with {piece.finish_reason!r}",
+        )
+
+    def _waiting_prompt_tokens(self) -> int:
+        """Prompt tokens of the youngest `waiting` requests: vLLM's stats give the count only."""
+        lengths = list(self._prompt_tokens.values())
+        return sum(lengths[len(lengths) - self._state.waiting :]) if self._state.waiting else 0
+
+    def _count_step(self, scheduler: Any, iteration: Any) -> None:
+        state = replace(self._state, steps_total=self._state.steps_total + 1)
+        if scheduler is not None:
+            state = replace(
+                state,
+                running=scheduler.num_running_reqs,
+                waiting=scheduler.num_waiting_reqs + scheduler.num_skipped_waiting_reqs,
+                kv_tokens_used=round(scheduler.kv_cache_usage * state.kv_tokens_total),
+                cached_prompt_tokens_total=state.cached_prompt_tokens_total + scheduler.prefix_cache_stats.hits,
+            )
+        if iteration is not None:
+            state = replace(
+                state,
+                prompt_tokens_total=state.prompt_tokens_total + iteration.num_prompt_tokens,
+                output_tokens_total=state.output_tokens_total + iteration.num_generation_tokens,
+            )
+        self._state = state
+
+    def _lose_rank(self, report: RankReport) -> None:
+        where = f"rank {report.rank} (stage {report.stage}, pid {report.pid} on {report.node_ip})"
+        self._fail(EngineFailed(f"{where} was lost"))
+
+    def _fail(self, failure: EngineFailed) -> None:
+        self._failure = self._failure or failure
+        self._ready.set()
+
+
+def sampling_params(request: EngineRequest) -> SamplingParams:
+    """vLLM's SamplingParams of a request; greedy requests carry no generator."""
+    from vllm import SamplingParams
+    from vllm.sampling_params import RequestOutputKind
+
+    sampling, limits = request.sampling, request.limits
+    return SamplingParams(
+        temperature=sampling.temperature,
+        top_p=sampling.top_p,
+        top_k=sampling.top_k,
+        min_p=sampling.min_p,
+        presence_penalty=sampling.presence_penalty,
+        frequency_penalty=sampling.frequency_penalty,
+        repetition_penalty=sampling.repetition_penalty,
+        seed=sampling.seed if sampling.temperature > 0 else None,
+        logit_bias=dict(sampling.logit_bias) or None,
+        max_tokens=limits.max_output_tokens,
+        min_tokens=limits.min_output_tokens,
+        stop_token_ids=list(limits.stop_token_ids),
+        ignore_eos=limits.ignore_eos,
+        logprobs=request.top_logprobs,
+        detokenize=False,
+        output_kind=RequestOutputKind.DELTA,
+    )
+
+
+def _columns(request: EngineRequest, piece: Any) -> TokenColumns:
+    """Row i of every column belongs to token i; the chosen token leads vLLM's own row."""
+    ids = tuple(piece.token_ids)
+    if request.top_logprobs is None or not piece.logprobs:
+        return TokenColumns(ids=ids)
+    top = request.top_logprobs
+    top_ids: list[int] = []
+    top_logprobs: list[float] = []
+    for row in piece.logprobs:
+        ranked = sorted(row.items(), key=lambda item: item[1].rank)[:top]
+        top_ids.extend(token for token, _ in ranked)
+        top_logprobs.extend(entry.logprob for _, entry in ranked)
+    chosen = tuple(row[token].logprob for token, row in zip(ids, piece.logprobs, strict=True))
+    return TokenColumns(ids, chosen, top, tuple(top_ids), tuple(top_logprobs))
+
+
+def _interval_s(metrics: Any, start: str, end: str) -> float:
+    if metrics is None:
+        return 0.0
+    started, ended = getattr(metrics, start, 0.0), getattr(metrics, end, 0.0)
+    return float(max(0.0, ended - started)) if started and ended else 0.0
+
+
+def _first_line(error: BaseException) -> str:
+    text = str(error).strip() or type(error).__name__
+    return text.splitlines()[0][:300]

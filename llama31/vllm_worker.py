@@ -1,0 +1,87 @@
+"""What does one rank do besides vLLM's own work? It reports for duty and says how far it is."""
+
+from __future__ import annotations
+
+import os
+from typing import Any
+
+import ray
+from vllm.config import VllmConfig
+from vllm.distributed.parallel_state import get_pp_group
+from vllm.platforms import current_platform
+from vllm.v1.worker.cpu_worker import CPUWorker
+from vllm.v1.worker.gpu_worker import Worker as GpuWorker
+
+from llama31.engine import RankReport
+from llama31.rank_link import RankBeacon, RankLinkAddress
+
+CONFIG_KEY = "llama31_rank_link"
+
+
+def _open_beacon(vllm_config: VllmConfig, rank: int, local_rank: int) -> RankBeacon:
+    context = ray.get_runtime_context()
+    tp = vllm_config.parallel_config.tensor_parallel_size
+    report = RankReport(
+        rank=rank,
+        stage=rank // tp,
+        tp_rank=rank % tp,
+        node_id=context.get_node_id(),
+        node_ip=ray.util.get_node_ip_address(),
+        pid=os.getpid(),
+        device=f"{current_platform.device_name}:{local_rank}",
+    )
+    return RankBeacon(RankLinkAddress(**vllm_config.additional_config[CONFIG_KEY]), report)
+
+
+class CudaRank(GpuWorker):
+    """One GPU's share of the model."""
+
+    def init_device(self) -> None:
+        """Reports before the first slow thing happens."""
+        self._beacon = _open_beacon(self.vllm_config, self.rank, self.local_rank)
+        super().init_device()
+
+    def load_model(self, *args: Any, **kwargs: Any) -> None:
+        """Loads this rank's weights."""
+        self._beacon.say("loading")
+        super().load_model(*args, **kwargs)
+        self._beacon.say("loaded")
+
+    def compile_or_warm_up_model(self) -> Any:
+        """Captures graphs and warms up."""
+        self._beacon.say("warming up")
+        return super().compile_or_warm_up_model()
+
+
+class CpuRank(CPUWorker):
+    """One logical GPU's share of the model, computed on the CPU."""
+
+    def init_device(self) -> None:
+        """Reports before the first slow thing happens."""
+        self._beacon = _open_beacon(self.vllm_config, self.rank, self.local_rank)
+        super().init_device()
+
+    def load_model(self, *args: Any, **kwargs: Any) -> None:
+        """Loads this rank's weights."""
+        self._beacon.say("loading")
+        super().load_model(*args, **kwargs)
+        self._allocate_stage_input()
+        self._beacon.say("loaded")
+
+    def compile_or_warm_up_model(self) -> Any:
+        """Warms up."""
+        self._beacon.say("warming up")
+        return super().compile_or_warm_up_model()
+
+    def _allocate_stage_input(self) -> None:
+        """Gives later pipeline stages the buffer for what the stage before them sends.
+
+        vLLM 0.32 allocates it in the warm-up run, which eager mode with an explicit KV size skips;
+        without it the first request ends in an AssertionError.
+        """
+        if get_pp_group().is_first_rank:
+            return
+        runner = self.model_runner
+        runner.intermediate_tensors = runner.model.make_empty_intermediate_tensors(
+            batch_size=runner.max_num_tokens, dtype=self.model_config.dtype, device=self.device
+        )

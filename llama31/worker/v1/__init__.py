@@ -1,0 +1,1 @@
+"""Generated stubs of the worker protocol; `make protos` writes them."""

@@ -1,0 +1,139 @@
+"""Do prompts and texts equal the reference, token for token?
+
+`LLAMA31_GOLDEN` names another file of the same form; kinds that are not built are skipped by name.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from llama31.chat import Role
+from llama31.codec import StreamDecoder
+from llama31.errors import InvalidRequest
+from llama31.prompt import Llama31Prompt, Turn
+from llama31.tokenizer import Llama31Tokenizer
+
+Row = dict[str, Any]
+
+DEFAULT_PATH = Path(__file__).parents[1] / "data" / "golden" / "llama31_prompt_vectors.jsonl"
+ROLES = {"system": Role.SYSTEM, "user": Role.USER, "assistant": Role.ASSISTANT, "tool": Role.TOOL}
+ROLES["ipython"] = Role.TOOL
+
+
+def _rows() -> list[Row]:
+    path = Path(os.environ.get("LLAMA31_GOLDEN") or DEFAULT_PATH)
+    return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines() if line.strip()]
+
+
+@pytest.mark.parametrize("row", [pytest.param(row, id=str(row["id"])) for row in _rows()])
+def test_golden(row: Row, llama31_tokenizer: Llama31Tokenizer) -> None:
+    check = CHECKS.get(row["kind"])
+    if check is None:
+        pytest.skip(f"kind {row['kind']} is not built yet")
+    check(row, llama31_tokenizer)
+
+
+def _check_dialog(row: Row, tokenizer: Llama31Tokenizer) -> None:
+    if row.get("tools") or any(message.get("tool_calls") for message in row["messages"]):
+        pytest.skip("kind dialog with tool calls is not built yet")
+    ids = Llama31Prompt(tokenizer).encode_turns(_turn(message) for message in row["messages"])
+    _assert_ids(row, ids, tokenizer)
+
+
+def _check_encode_text(row: Row, tokenizer: Llama31Tokenizer) -> None:
+    allowed, disallowed = row.get("allowed_special") or (), row.get("disallowed_special") or ()
+    text = _text(row["text"])
+
+    def encode() -> list[int]:
+        ids = tokenizer.encode_with_specials(text, allowed if allowed == "all" else frozenset(allowed), disallowed)
+        begin = [tokenizer.special_id("<|begin_of_text|>")] if row.get("bos") else []
+        end = [tokenizer.special_id("<|end_of_text|>")] if row.get("eos") else []
+        return begin + ids + end
+
+    if "raises" in row:
+        with pytest.raises(InvalidRequest):
+            encode()
+        return
+    ids = encode()
+    _assert_ids(row, ids, tokenizer)
+    if not allowed and not disallowed and not row.get("bos") and not row.get("eos"):
+        assert tokenizer.encode(text) == ids
+
+
+def _check_completion(row: Row, tokenizer: Llama31Tokenizer) -> None:
+    _assert_ids(row, Llama31Prompt(tokenizer).encode_completion(_text(row["prompt"])), tokenizer)
+
+
+def _check_decode(row: Row, tokenizer: Llama31Tokenizer) -> None:
+    ids = row["token_ids"]
+    assert _decoded(tokenizer, ids) == row["expected_text"]
+    prefixes = [_decoded(tokenizer, ids[: i + 1]) for i in range(len(ids))]
+    assert prefixes == row["expected_prefix_texts"]
+    content = [token_id for token_id in ids if token_id not in tokenizer.special_ids]
+    decoder = StreamDecoder(tokenizer)
+    streamed = "".join(decoder.push([token_id]).text for token_id in ids) + decoder.finish().text
+    assert streamed == _decoded(tokenizer, content)
+
+
+CHECKS: dict[str, Callable[[Row, Llama31Tokenizer], None]] = {
+    "dialog": _check_dialog,
+    "encode_text": _check_encode_text,
+    "completion": _check_completion,
+    "decode": _check_decode,
+}
+
+
+def _turn(message: Row) -> Turn:
+    pieces = _pieces(message["content"])
+    if message["role"] == "user" and message.get("context") is not None:
+        pieces += ("\n\n", *_pieces(message["context"]))
+    continues = message["role"] == "assistant" and message.get("stop_reason") == "end_of_message"
+    return Turn(ROLES[message["role"]], pieces, continues)
+
+
+def _pieces(content: Any) -> tuple[str, ...]:
+    """A list is encoded part by part, everything else as one text."""
+    if isinstance(content, list):
+        return tuple(_text(part["text"] if isinstance(part, dict) and "text" in part else part) for part in content)
+    return (_text(content),)
+
+
+def _text(value: Any) -> str:
+    if isinstance(value, str):
+        return value
+    unit, times = value["$repeat"]
+    return str(value.get("prefix", "") + unit * times + value.get("suffix", ""))
+
+
+def _decoded(tokenizer: Llama31Tokenizer, ids: list[int]) -> str:
+    return tokenizer.decode_bytes(ids).decode(errors="replace")
+
+
+def _assert_ids(row: Row, ids: list[int], tokenizer: Llama31Tokenizer) -> None:
+    assert "expected_token_ids" in row or "expected_sha256_u32le" in row, "the row expects nothing"
+    if "expected_token_ids" in row:
+        assert ids == row["expected_token_ids"]
+    if "n_tokens" in row:
+        assert len(ids) == row["n_tokens"]
+    for key, expected in row.items():
+        # Long rows give the ends of the ids beside the digest.
+        if key.startswith("expected") and isinstance(expected, list) and "first" in key:
+            assert ids[: len(expected)] == expected
+        if key.startswith("expected") and isinstance(expected, list) and "last" in key:
+            assert ids[-len(expected) :] == expected
+    if "expected_sha256_u32le" in row:
+        assert hashlib.sha256(np.array(ids, dtype="<u4").tobytes()).hexdigest() == row["expected_sha256_u32le"]
+    if "expected_special" in row:
+        specials = [[i, token_id] for i, token_id in enumerate(ids) if token_id in tokenizer.special_ids]
+        assert specials == row["expected_special"]
+    for key in ("expected_text", "expected_roundtrip"):
+        if key in row:
+            assert _decoded(tokenizer, ids) == _text(row[key])
