@@ -10,6 +10,7 @@ import contextlib
 import os
 import secrets
 import shutil
+import tempfile
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -33,6 +34,7 @@ CLUSTER_ENVIRONMENT: Mapping[str, str] = {
 }
 
 
+TEMP_VARIABLES = ("RAY_TMPDIR", "TMPDIR")
 # What vLLM's ranks leave in /dev/shm when they are killed: message queues, CPU all-reduce buffers.
 SHARED_MEMORY_PATTERNS = ("psm_*", "*-cpushm_*")
 PROCESS_END_S = 5.0
@@ -57,10 +59,11 @@ class LocalCluster:
         self._settings = settings
         self._progress = progress
         self._cluster: object | None = None
-        self.token = os.environ.get("RAY_AUTH_TOKEN") or secrets.token_hex(32)
+        self.token = prepare_environment()
         self.address = ""
         self.dashboard_url = ""
-        self.session_dir: Path | None = None
+        self._temp_dir: Path | None = None
+        self._own_temp_variables = {name: os.environ[name] for name in TEMP_VARIABLES if name in os.environ}
         self._started_at_s = time.time()
 
     def topology(self) -> Topology:
@@ -85,12 +88,14 @@ class LocalCluster:
 
         Raises: ClusterRefused if a cluster runs already or a node does not come up.
         """
-        os.environ.update(CLUSTER_ENVIRONMENT)
-        os.environ["RAY_AUTH_TOKEN"] = self.token
         refuse_running_cluster()
         import ray
         from ray.cluster_utils import Cluster
 
+        # Sessions, sockets and temporary files of all processes of the cluster, in one place of ours.
+        self._temp_dir = Path(tempfile.mkdtemp(prefix="llama31-"))
+        (self._temp_dir / "ray").mkdir()
+        os.environ |= dict.fromkeys(TEMP_VARIABLES, str(self._temp_dir))
         cluster = Cluster(shutdown_at_exit=True)
         self._cluster = cluster
         try:
@@ -99,7 +104,6 @@ class LocalCluster:
                 cluster.add_node(**self._node_arguments(is_head=index == 0))
             self.address = cluster.address
             self.dashboard_url = f"http://{cluster.webui_url}" if cluster.webui_url else ""
-            self.session_dir = Path(cluster.head_node.get_session_dir_path())
             os.environ["RAY_ADDRESS"] = self.address
             ray.init(address=self.address, namespace="llama31", log_to_driver=False, logging_level="ERROR")
         except Exception as error:
@@ -115,12 +119,14 @@ class LocalCluster:
         processes = psutil.Process().children(recursive=True)
         ray.shutdown()
         os.environ.pop("RAY_ADDRESS", None)
+        for variable in TEMP_VARIABLES:
+            os.environ.pop(variable, None)
+        os.environ |= self._own_temp_variables
         cluster, self._cluster = self._cluster, None
         cluster.shutdown()  # type: ignore[attr-defined]
         end_processes(processes, PROCESS_END_S)
-        if self.session_dir is not None:
-            shutil.rmtree(self.session_dir, ignore_errors=True)
-            forget_session(self.session_dir)
+        if self._temp_dir is not None:
+            shutil.rmtree(self._temp_dir, ignore_errors=True)
         sweep_shared_memory(self._started_at_s)
 
     def _node_arguments(self, is_head: bool) -> dict[str, object]:
@@ -137,6 +143,12 @@ class LocalCluster:
                 "dashboard_port": settings.dashboard_port or None,
             }
         return arguments
+
+
+def prepare_environment() -> str:
+    """Sets what Ray reads when it is first imported; returns the token that opens the cluster."""
+    os.environ.update(CLUSTER_ENVIRONMENT)
+    return os.environ.setdefault("RAY_AUTH_TOKEN", secrets.token_hex(32))
 
 
 def end_processes(processes: list[psutil.Process], grace_s: float) -> None:
@@ -197,11 +209,3 @@ def running_cluster_address() -> str:
     from ray._private.services import find_gcs_addresses
 
     return next(iter(sorted(find_gcs_addresses())), "")
-
-
-def forget_session(session_dir: Path) -> None:
-    """Removes Ray's pointers to a session that is gone."""
-    latest = session_dir.parent / "session_latest"
-    if latest.is_symlink() and not latest.exists():
-        latest.unlink(missing_ok=True)
-    (session_dir.parent / "ray_current_cluster").unlink(missing_ok=True)

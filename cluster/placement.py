@@ -32,8 +32,8 @@ def place_replicas(
     free = {node.node_id: [node.gpus_free, node.cpus_free] for node in topology.nodes}
     placed = []
     for replica in range(replicas):
-        stages = _place_stages(free, plan, rank_cpus)
-        if stages is None or not _reserve_process(free, replica_cpus, stages, plan):
+        stages = _place_replica(free, plan, replica_cpus, rank_cpus)
+        if stages is None:
             raise PlacementRefused(_refusal(topology, plan, replicas, replica, replica_cpus, rank_cpus))
         placed.append(stages)
     return tuple(placed)
@@ -74,28 +74,34 @@ def check_landed(reports: Sequence[RankReport], plan: ParallelPlan) -> None:
             raise PlacementRefused(f"stage {stage} of {plan} landed on {len(nodes)} nodes: {', '.join(sorted(nodes))}")
 
 
-def _place_stages(free: dict[str, list[float]], plan: ParallelPlan, rank_cpus: float) -> tuple[str, ...] | None:
+def _place_replica(
+    free: dict[str, list[float]], plan: ParallelPlan, replica_cpus: float, rank_cpus: float
+) -> tuple[str, ...] | None:
+    """The replica's own process shares the ranks' node if there is one stage, else any node holds it."""
+    stage_cpus = plan.tp * rank_cpus
+    if plan.pp == 1:
+        return _place_stages(free, plan, stage_cpus + replica_cpus)
+    for host in [node_id for node_id, (_, cpus) in free.items() if cpus >= replica_cpus]:
+        trial = {node_id: list(amounts) for node_id, amounts in free.items()}
+        trial[host][1] -= replica_cpus
+        if (stages := _place_stages(trial, plan, stage_cpus)) is not None:
+            free.update(trial)
+            return stages
+    return None
+
+
+def _place_stages(free: dict[str, list[float]], plan: ParallelPlan, stage_cpus: float) -> tuple[str, ...] | None:
     """Takes the GPUs of every stage from the fullest node that still holds a whole TP group."""
     stages = []
     for _ in range(plan.pp):
-        fitting = [n for n, (gpus, cpus) in free.items() if gpus >= plan.tp and cpus >= plan.tp * rank_cpus]
+        fitting = [node_id for node_id, (gpus, cpus) in free.items() if gpus >= plan.tp and cpus >= stage_cpus]
         if not fitting:
             return None
         node_id = min(fitting, key=lambda n: (free[n][0], n))
         free[node_id][0] -= plan.tp
-        free[node_id][1] -= plan.tp * rank_cpus
+        free[node_id][1] -= stage_cpus
         stages.append(node_id)
     return tuple(stages)
-
-
-def _reserve_process(free: dict[str, list[float]], cpus: float, stages: tuple[str, ...], plan: ParallelPlan) -> bool:
-    """The replica's own process shares the ranks' node if there is one stage, else any node does."""
-    candidates = stages if plan.pp == 1 else (*stages, *free)
-    for node_id in candidates:
-        if free[node_id][1] >= cpus:
-            free[node_id][1] -= cpus
-            return True
-    return False
 
 
 def _refusal(

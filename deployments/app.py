@@ -7,7 +7,6 @@ from ray.serve import Application
 
 from cluster.placement import replica_bundles
 from deployments.config import METRICS_VARIABLE, ServiceConfig
-from deployments.directory import open_directory
 from deployments.engine_server import EngineServer
 from deployments.ingress_server import SHUTDOWN_MARGIN_S, IngressServer
 
@@ -52,14 +51,6 @@ def build_app(config: ServiceConfig, cluster_token: str, metrics_dir: str) -> Ap
         ray_actor_options={"num_cpus": INGRESS_CPUS, "runtime_env": environment},
     )
     return ingress.bind(config, cluster_token, engine.bind(config, cluster_token))
-
-
-def deploy(config: ServiceConfig, cluster_token: str, metrics_dir: str) -> None:
-    """Starts the application without waiting for it. Serve's own HTTP and gRPC proxies stay off."""
-    open_directory()
-    serve.start(proxy_location="Disabled")
-    target = serve.RunTarget(build_app(config, cluster_token, metrics_dir), name=APP_NAME, route_prefix=None)
-    serve.run_many([target], wait_for_applications_running=False)
 
 
 # vLLM on CPU with logical GPUs; what each line is for: docs/architecture.md, "The stand-in".

@@ -30,10 +30,10 @@ def kv_tokens(config: ServiceConfig) -> int:
 
 def describe(config: ServiceConfig) -> Iterator[str]:
     """The plan in lines: ranks per node, weights and KV per rank, longest context."""
-    spec, plan, hardware = config.spec, config.parallel_plan, config.hardware
+    spec, plan, engine, hardware = config.spec, config.parallel_plan, config.engine, config.hardware
     nodes = nodes_needed(config)
     yield f"model      {spec.name}: {spec.param_count():,} parameters, {spec.weight_bytes() / GIB:.1f} GiB of weights"
-    yield f"plan       {plan}: {plan.world_size} ranks, {plan.pp} stage{'s' * (plan.pp > 1)} of {plan.tp}"
+    yield f"plan       {plan}: tensor parallel {plan.tp} x pipeline parallel {plan.pp} = {plan.world_size} ranks"
     node = f"node{'s' * (nodes > 1)} of {hardware.gpus_per_node} x {hardware.gpu}"
     yield f"replicas   {config.replicas}, each on {nodes} {node}"
     for stage, layers in enumerate(layers_per_stage(spec, plan)):
@@ -46,7 +46,8 @@ def describe(config: ServiceConfig) -> Iterator[str]:
         )
     tokens = kv_tokens(config)
     context = min(config.engine.max_model_tokens, longest_context(spec, tokens))
-    yield f"KV         {tokens:,} tokens per replica in {config.engine.kv_cache_dtype} KV"
+    dtype = engine.dtype if engine.kv_cache_dtype == "auto" else engine.kv_cache_dtype
+    yield f"KV         {tokens:,} tokens per replica in {dtype}"
     yield f"context    {context:,} tokens at most (configured: {config.engine.max_model_tokens:,})"
     for lack in memory_faults(config):
         yield f"refused    {lack}"
@@ -77,11 +78,17 @@ def nodes_needed(config: ServiceConfig) -> int:
     return -(-plan.pp // stages_per_node)
 
 
+def check_room(config: ServiceConfig, topology: Topology) -> None:
+    """Checks that the cluster holds every replica now. Raises: PlacementRefused."""
+    engine = config.engine
+    if engine.kind == "vllm":
+        place_replicas(topology, config.parallel_plan, config.replicas, engine.replica_cpus, engine.rank_cpus)
+
+
 def what_is_missing(config: ServiceConfig, topology: Topology) -> str:
     """Empty if the cluster holds every replica now, else the refusal in words."""
-    engine = config.engine
     try:
-        place_replicas(topology, config.parallel_plan, config.replicas, engine.replica_cpus, engine.rank_cpus)
+        check_room(config, topology)
     except PlacementRefused as refusal:
         return str(refusal)
     return ""

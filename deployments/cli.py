@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import contextlib
 import signal
 import sys
 import threading
@@ -92,13 +93,13 @@ def _serve(options: argparse.Namespace) -> int:
     commands.prepare_weights_if_ours(config, print)
     service = commands.make_service(config, options.address)
     try:
-        address = service.start()
-        print(commands.how_to_connect(address), flush=True)
-        stop.wait()
+        print(commands.how_to_connect(service.start()), flush=True)
+        with contextlib.suppress(KeyboardInterrupt):
+            stop.wait()
     finally:
         signal.signal(signal.SIGINT, signal.SIG_IGN)
         service.stop()
-        print("stopped", flush=True)
+    print("stopped", flush=True)
     return 0
 
 

@@ -310,9 +310,7 @@ def _first_model(models: Sequence[model_pb.Model]) -> str:
     return models[0].name
 
 
-def _take(
-    result: ChatResult, response: chat_pb.StreamChatResponse, headers: Iterable[tuple[str, str | bytes]]
-) -> str:
+def _take(result: ChatResult, response: chat_pb.StreamChatResponse, headers: Iterable[tuple[str, str | bytes]]) -> str:
     """Notes one event; returns its text."""
     event = response.event
     match event.WhichOneof("kind"):

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 
 from prometheus_client.parser import text_string_to_metric_families
 
-from cluster.local import LocalCluster, running_cluster_address
+from cluster.local import LocalCluster
 from cluster.policy import Topology
 from deployments import service
 from deployments.client import BlockingClient, connect
@@ -50,19 +50,13 @@ def check_weights(directory: Path) -> None:
 
 
 def present_cluster(config: ServiceConfig, ray_address: str) -> Topology:
-    """The cluster that `serve` would use now: the given one, the one that runs here, or this machine."""
-    from cluster.ray_cluster import snapshot
-
-    address = ray_address or ("" if config.local_cluster else running_cluster_address())
-    if not address:
+    """The cluster that `serve` would use now: the given one, or what it would start on this machine."""
+    if not ray_address:
         return LocalCluster(service.local_cluster_settings(config), lambda _: None).topology()
-    import ray
+    with service.joined(ray_address):
+        from cluster.ray_cluster import snapshot
 
-    service.connect(address)
-    try:
         return snapshot()
-    finally:
-        ray.shutdown()
 
 
 def how_to_connect(address: service.ServiceAddress) -> str:
@@ -173,14 +167,11 @@ def running_service(port: int | None = None) -> service.ServiceAddress:
 
 def status_lines(address: service.ServiceAddress) -> Iterator[str]:
     """Addresses, then every replica with its load and the node of every rank."""
-    import ray
-
     yield f"gRPC {address.grpc}   metrics {address.metrics or 'off'}   dashboard {address.dashboard or '-'}"
-    service.connect(address.ray_address, address.ray_token)
-    try:
-        records = service.read_directory()
-    finally:
-        ray.shutdown()
+    with service.joined(address.ray_address, address.ray_token):
+        from deployments.deploy import read_directory
+
+        records = read_directory()
     yield from rank_table(records, _read_load(address.metrics))
 
 
@@ -189,7 +180,8 @@ def rank_table(records: Sequence[ReplicaRecord], load: dict[str, dict[str, float
     if not records:
         yield "no replica has announced itself yet"
     for record in records:
-        line = f"replica {record.replica_id}  {record.model}  {record.plan}  {record.phase} {record.detail}".rstrip()
+        where = f"replica {record.replica_id}  {record.model}  {record.plan}  pid {record.pid}"
+        line = f"{where}  {record.phase} {record.detail}".rstrip()
         if numbers := (load or {}).get(record.replica_id):
             line += (
                 f"  running {numbers.get('running', 0):.0f}  waiting {numbers.get('waiting', 0):.0f}"

@@ -21,7 +21,7 @@ from llama31.engine import RankReport
 NAME = "replica-directory"
 NAMESPACE = "llama31"
 ANNOUNCE_EVERY_S = 2.0
-EXPIRE_AFTER_S = 10.0
+EXPIRE_AFTER_S = 6.0
 POLL_S = 30.0
 
 Phase = Literal["starting", "loading", "warming up", "ready", "draining", "failed"]
@@ -46,6 +46,7 @@ class ReplicaRecord:
     plan: str
     phase: Phase
     detail: str = ""
+    pid: int = 0
     address: WorkerAddress | None = None
     ranks: tuple[RankReport, ...] = ()
 

@@ -10,10 +10,12 @@ import asyncio
 import contextlib
 import logging
 import os
+import shutil
 import tempfile
 from collections import defaultdict
 from dataclasses import replace
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import ray
 from ray import serve
@@ -30,6 +32,9 @@ from llama31.errors import EngineFailed, Llama31Error
 from llama31.rank_link import RankPhase
 from llama31.scripted_engine import Script, ScriptedEngine
 
+if TYPE_CHECKING:
+    from llama31.vllm_engine import VllmSettings
+
 log = logging.getLogger("llama31.replica")
 
 # Long enough for the last refusals to reach the ingresses before the process ends.
@@ -43,8 +48,9 @@ class EngineServer:
     async def __init__(  # type: ignore[misc]
         self, config: ServiceConfig, cluster_token: str
     ) -> None:
-        metrics_directory()
         self._config = config
+        # Inside the service's own directory, so that it goes with the service however this process ends.
+        self._socket_dir = Path(tempfile.mkdtemp(prefix="replica-", dir=metrics_directory()))
         self._directory = open_directory()
         self._failure: Exception | None = None
         context = serve.get_replica_context()
@@ -54,17 +60,15 @@ class EngineServer:
             model=config.model,
             plan=config.plan,
             phase="starting",
+            pid=os.getpid(),
         )
         self._ranks_in: dict[RankPhase, set[int]] = defaultdict(set)
         self._tasks: set[asyncio.Task[None]] = set()
         self._announcing = asyncio.create_task(self._keep_announcing())
         try:
             self._engine = await self._start_engine()
-            self._socket_dir = tempfile.TemporaryDirectory(prefix="llama31-")
             self._worker = WorkerServer(self._engine, self._record, cluster_token, self._fail)
-            address = await self._worker.start(
-                Path(self._socket_dir.name) / "worker.sock", ray.util.get_node_ip_address()
-            )
+            address = await self._worker.start(self._socket_dir / "worker.sock", ray.util.get_node_ip_address())
         except Llama31Error as error:
             await self._announce("failed", str(error))
             raise
@@ -88,7 +92,7 @@ class EngineServer:
         await self._engine.close()
         with contextlib.suppress(ray.exceptions.RayError):
             await self._directory.withdraw.remote(self._record.replica_id)
-        self._socket_dir.cleanup()
+        shutil.rmtree(self._socket_dir, ignore_errors=True)
 
     async def _start_engine(self) -> Engine:
         config = self._config.engine
@@ -106,33 +110,19 @@ class EngineServer:
         return engine
 
     def _make_vllm_engine(self) -> Engine:
-        from llama31.vllm_engine import VllmEngine, VllmSettings
+        from llama31.vllm_engine import VllmEngine
 
-        config, plan = self._config.engine, self._config.parallel_plan
+        plan = self._config.parallel_plan
         group = ray.util.get_current_placement_group()
         if group is None:
             raise EngineFailed("this replica has no placement group; deploy it through deployments.app")
         order = order_bundles(bundle_nodes(group)[1:], plan)
         # Bundle 0 is this process; vLLM takes rank r into bundle order[r].
         os.environ["VLLM_RAY_BUNDLE_INDICES"] = ",".join(str(index + 1) for index in order)
-        os.environ["VLLM_EXECUTE_MODEL_TIMEOUT_SECONDS"] = str(config.step_timeout_s)
+        os.environ["VLLM_RPC_BASE_PATH"] = str(self._socket_dir)
+        os.environ["VLLM_EXECUTE_MODEL_TIMEOUT_SECONDS"] = str(self._config.engine.step_timeout_s)
         os.environ["RAY_ADDRESS"] = ray.get_runtime_context().gcs_address
-        settings = VllmSettings(
-            checkpoint=checkpoint_dir(self._config),
-            plan=plan,
-            dtype=config.dtype,
-            device=config.device,
-            max_model_tokens=config.max_model_tokens,
-            max_running=config.max_running,
-            max_batched_tokens=config.max_batched_tokens,
-            gpu_memory_share=config.gpu_memory_share,
-            kv_cache_bytes=config.kv_cache_bytes,
-            kv_cache_dtype=config.kv_cache_dtype,
-            eager=config.eager,
-            load_format="dummy" if config.weights == "dummy" else "safetensors",
-            prefix_caching=config.prefix_caching,
-        )
-        return VllmEngine(settings, group, ray.util.get_node_ip_address(), self._rank_phase)
+        return VllmEngine(vllm_settings(self._config), group, ray.util.get_node_ip_address(), self._rank_phase)
 
     def _rank_phase(self, report: RankReport, phase: RankPhase) -> None:
         """Turns what ranks say into the replica's progress line."""
@@ -200,3 +190,25 @@ class EngineServer:
         with contextlib.suppress(ray.exceptions.RayError):
             await self._directory.withdraw.remote(self._record.replica_id)
         os._exit(1)
+
+
+def vllm_settings(config: ServiceConfig) -> VllmSettings:
+    """What the configuration means for vLLM."""
+    from llama31.vllm_engine import VllmSettings
+
+    engine = config.engine
+    return VllmSettings(
+        checkpoint=checkpoint_dir(config),
+        plan=config.parallel_plan,
+        dtype=engine.dtype,
+        device=engine.device,
+        max_model_tokens=engine.max_model_tokens,
+        max_running=engine.max_running,
+        max_batched_tokens=engine.max_batched_tokens,
+        gpu_memory_share=engine.gpu_memory_share,
+        kv_cache_bytes=engine.kv_cache_bytes,
+        kv_cache_dtype=engine.kv_cache_dtype,
+        eager=engine.eager,
+        load_format="dummy" if engine.weights == "dummy" else "safetensors",
+        prefix_caching=engine.prefix_caching,
+    )

@@ -99,8 +99,10 @@ class Fleet:
                 link = ReplicaLink(record, self._token, self._ingress_id, self._epoch)
                 self._links[replica_id] = link
                 watcher = asyncio.create_task(self._announce_ready(link))
-                await link.run()
-                watcher.cancel()
+                try:
+                    await link.run()
+                finally:
+                    watcher.cancel()
                 self._bump()
                 await asyncio.sleep(RECONNECT_S)
         finally:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import math
 import secrets
 from collections.abc import AsyncGenerator, Sequence
 from contextlib import aclosing
@@ -31,6 +32,7 @@ from llama31.errors import (
     ContextTooLong,
     DeadlineExceeded,
     DuplicateRequest,
+    InternalError,
     InvalidRequest,
     Llama31Error,
     ModelNotFound,
@@ -135,6 +137,9 @@ class ServiceGateway:
         except Llama31Error as error:
             outcome = error.reason
             raise
+        except Exception:
+            outcome = InternalError.reason
+            raise
         finally:
             self._in_flight.discard(call.request_id)
             self._metrics.set("llama31_streams_open", len(self._in_flight), model=self._config.model)
@@ -152,6 +157,7 @@ class ServiceGateway:
         self._check_ids("spec.stop.stop_token_ids", options.stop.stop_token_ids)
         self._check_ids("spec.sampling.logit_bias", tuple(options.sampling.logit_bias))
         default = self._config.ingress.max_output_tokens
+        limit_tokens = wanted or min(default, room)
         stop_ids = () if options.stop.ignore_eos else self._spec.stop_token_ids
         returns = options.returns
         return _Job(
@@ -164,8 +170,8 @@ class ServiceGateway:
                 prompt_token_ids=tuple(prompt),
                 sampling=self._resolve_sampling(options),
                 limits=Limits(
-                    max_output_tokens=wanted or min(default, room),
-                    min_output_tokens=min(options.stop.min_output_tokens, room),
+                    max_output_tokens=limit_tokens,
+                    min_output_tokens=min(options.stop.min_output_tokens, limit_tokens),
                     stop_token_ids=(*stop_ids, *options.stop.stop_token_ids),
                     ignore_eos=options.stop.ignore_eos,
                 ),
@@ -210,8 +216,10 @@ class ServiceGateway:
                 try:
                     output = await self._next_output(job, stream, answer)
                 except StreamInterrupted:
-                    if stream.attempt > 0 or answer.output_tokens:
+                    # Also a token whose text is still held back has gone into the answer.
+                    if stream.attempt > 0 or answer.first_token_s is not None:
                         raise
+                    stream.cancel()
                     stream = self._submit(job, attempt=1, avoid=stream.replica_id)
                     continue
                 for event in answer.add(output) if output else answer.end(FinishReason.TIME_LIMIT):
@@ -263,7 +271,8 @@ class ServiceGateway:
             raise NoReadyReplica(self._config.model, self._model_state())
         deadline_in_ms = 0
         if job.call.deadline_s is not None:
-            deadline_in_ms = max(1, round((job.call.deadline_s - _now_s()) * 1000))
+            # Rounded up: the replica's timer is the second line, it must not be the first to fire.
+            deadline_in_ms = max(1, math.ceil((job.call.deadline_s - _now_s()) * 1000))
         return self._fleet.link(route.replica_id).submit(job.request, attempt, deadline_in_ms)
 
     def _started(self, job: _Job, stream: SequenceStream) -> Started:

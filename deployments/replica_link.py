@@ -23,7 +23,6 @@ log = logging.getLogger("llama31.link")
 
 # A replica that says nothing for this long is taken for dead; heartbeats come every 0.5 s.
 SILENCE_S = 10.0
-CONNECT_TIMEOUT_S = 10.0
 
 
 class SequenceStream:
@@ -46,9 +45,10 @@ class SequenceStream:
     async def next(self) -> EngineOutput:
         """Everything that came since the last call, as one output. Raises: StreamInterrupted."""
         await self._ready.wait()
-        self._ready.clear()
         if self._waiting is not None:
             output, self._waiting = self._waiting, None
+            if self._lost is None:
+                self._ready.clear()
             return output
         raise StreamInterrupted(self.replica_id, self.received_tokens, self._lost or "lost")
 
@@ -144,6 +144,9 @@ class ReplicaLink:
         finally:
             self._die(cause)
             await self._channel.close()
+        # A group that fails and is cancelled in one moment forgets the cancellation (Python 3.11).
+        if (task := asyncio.current_task()) is not None and task.cancelling():
+            raise asyncio.CancelledError
 
     def _die(self, cause: str) -> None:
         self.alive = False

@@ -176,14 +176,16 @@ class WorkerServer(pb_grpc.WorkerServiceServicer):
             self._engine.cancel(request_id)
 
     async def _read_commands(self, requests: AsyncIterator[pb.ConnectRequest], peer: Peer) -> None:
-        async for request in requests:
-            match request.WhichOneof("command"):
-                case "submit":
-                    self._submit(request.submit, peer)
-                case "cancel":
-                    if peer.attempts.get(request.cancel.request_id) == request.cancel.attempt:
-                        self._engine.cancel(request.cancel.request_id)
-        peer.close()
+        try:
+            async for request in requests:
+                match request.WhichOneof("command"):
+                    case "submit":
+                        self._submit(request.submit, peer)
+                    case "cancel":
+                        if peer.attempts.get(request.cancel.request_id) == request.cancel.attempt:
+                            self._engine.cancel(request.cancel.request_id)
+        finally:
+            peer.close()
 
     def _submit(self, message: pb.Submit, peer: Peer) -> None:
         request_id = message.request_id

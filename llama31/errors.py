@@ -3,6 +3,7 @@
 Llama31Error
 ├── RequestError            the caller must change something
 │   ├── InvalidRequest      a field is malformed or out of range
+│   │   └── MalformedMessage  the bytes are no message of this type
 │   ├── ContextTooLong      prompt and output do not fit the context
 │   ├── ModelNotFound       no such model here
 │   ├── Unsupported         a documented feature that is off or not offered
@@ -48,7 +49,7 @@ class RequestError(Llama31Error):
 class InvalidRequest(RequestError):
     """A field is malformed or out of range; `field` is its path in the request message."""
 
-    reason = "INVALID_ARGUMENT"
+    reason = "INVALID_FIELD"
 
     def __init__(self, field: str, message: str) -> None:
         super().__init__(field, message)
@@ -59,10 +60,16 @@ class InvalidRequest(RequestError):
         return f"{self.field}: {self.message}"
 
 
+class MalformedMessage(InvalidRequest):
+    """The bytes are no message of this type, or hold text that is not UTF-8."""
+
+    reason = "MALFORMED_MESSAGE"
+
+
 class ContextTooLong(RequestError):
     """The prompt leaves no room for output in the model's context."""
 
-    reason = "CONTEXT_TOO_LONG"
+    reason = "CONTEXT_LENGTH_EXCEEDED"
 
     def __init__(self, prompt_tokens: int, output_tokens: int, limit_tokens: int) -> None:
         super().__init__(prompt_tokens, output_tokens, limit_tokens)

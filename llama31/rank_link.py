@@ -87,6 +87,8 @@ class RankListener:
         self._connections.add(task)
         try:
             await self._listen(reader)
+        except asyncio.CancelledError:
+            pass  # only `close` cancels; Python 3.11 would log a connection that ends cancelled
         finally:
             self._connections.discard(task)
             writer.close()
@@ -114,7 +116,10 @@ class RankListener:
         return message if isinstance(message, dict) else None
 
     def _admit(self, hello: dict[str, object] | None) -> RankReport | None:
-        if hello is None or not hmac.compare_digest(str(hello.pop("nonce", "")), self._nonce):
+        if hello is None:
+            return None
+        shown = str(hello.pop("nonce", "")).encode(errors="replace")
+        if not hmac.compare_digest(shown, self._nonce.encode()):
             return None
         try:
             return RankReport(**hello)  # type: ignore[arg-type]

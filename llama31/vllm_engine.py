@@ -80,6 +80,8 @@ def engine_arguments(settings: VllmSettings) -> dict[str, Any]:
         # The ingress resolves the model's sampling defaults; vLLM must not add its own on top.
         "generation_config": "vllm",
         "max_logprobs": 20,
+        # vLLM 0.32 calls fbgemm_fp8 deprecated; it is what Meta's own FP8 checkpoint of the 405B is in.
+        "allow_deprecated_quantization": True,
     }
 
 

@@ -121,9 +121,7 @@ Handlers = dict[str, "grpc.RpcMethodHandler[Any, Any]"]
 def _services(gateway: Gateway, guard: RpcGuard) -> dict[str, Handlers]:
     generation = _Generation(gateway)
     models = _Models(gateway)
-    health_service = health.HealthService(
-        gateway, guard.draining, (MODEL_SERVICE,), (CHAT_SERVICE, COMPLETION_SERVICE)
-    )
+    health_service = health.HealthService(gateway, guard.draining, (MODEL_SERVICE,), (CHAT_SERVICE, COMPLETION_SERVICE))
     return {
         CHAT_SERVICE: {
             "Chat": guard.unary(generation.chat, prompt_field="spec.messages"),
@@ -209,9 +207,7 @@ class _Models:
         models = self._gateway.models()
         first = _page_start(models, page_token)
         end = first + min(page_size or _DEFAULT_PAGE_SIZE, _MAX_PAGE_SIZE)
-        return proto_answers.encode_list_models(
-            models[first:end], models[end].name if end < len(models) else ""
-        )
+        return proto_answers.encode_list_models(models[first:end], models[end].name if end < len(models) else "")
 
     async def get_model(self, request: bytes, rpc: Rpc) -> bytes:
         name = proto_codec.decode_get_model(request)

@@ -128,9 +128,7 @@ class Answer:
         )
         for index, choice in sorted(self._choices.items()):
             done = _done(choice)
-            message = chat_pb.Message(
-                role=chat_pb.ROLE_ASSISTANT, parts=[chat_pb.Part(text="".join(choice.text))]
-            )
+            message = chat_pb.Message(role=chat_pb.ROLE_ASSISTANT, parts=[chat_pb.Part(text="".join(choice.text))])
             out.choices.add(
                 index=index,
                 message=message,

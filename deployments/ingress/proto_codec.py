@@ -14,7 +14,7 @@ from google.protobuf.duration_pb2 import Duration
 from google.protobuf.message import DecodeError, Message
 
 from llama31 import chat
-from llama31.errors import InvalidRequest, Unsupported
+from llama31.errors import InvalidRequest, MalformedMessage, Unsupported
 from llama31.v1 import chat_service_pb2 as chat_pb
 from llama31.v1 import common_pb2 as common_pb
 from llama31.v1 import completion_service_pb2 as completion_pb
@@ -51,12 +51,12 @@ _M = TypeVar("_M", bound=Message)
 
 
 def parse(kind: type[_M], data: bytes) -> _M:
-    """Raises: InvalidRequest for bytes that are no such message, text that is not UTF-8 included."""
+    """Raises: MalformedMessage for bytes that are no such message, text that is not UTF-8 included."""
     message = kind()
     try:
         message.ParseFromString(data)
     except (DecodeError, UnicodeDecodeError):
-        raise InvalidRequest(
+        raise MalformedMessage(
             "request", "malformed request message: broken protobuf or text that is not UTF-8"
         ) from None
     return message
@@ -65,9 +65,7 @@ def parse(kind: type[_M], data: bytes) -> _M:
 def decode_chat(data: bytes) -> chat.ChatRequest:
     """A `ChatRequest` message. Raises: InvalidRequest, Unsupported."""
     spec = parse(chat_pb.ChatRequest, data).spec
-    _refuse(
-        spec.returns.prompt_token_ids, "spec.returns.prompt_token_ids", "ask StreamChat or Complete for them"
-    )
+    _refuse(spec.returns.prompt_token_ids, "spec.returns.prompt_token_ids", "ask StreamChat or Complete for them")
     return _chat_request(spec)
 
 
@@ -207,9 +205,7 @@ def _sampling(options: common_pb.SamplingOptions) -> chat.SamplingChoices:
             "one choice a request; send the request several times",
         )
     if options.HasField("top_k"):
-        _check(
-            options.top_k <= MAX_TOKEN_ID, f"{at}.top_k", f"must be at most {MAX_TOKEN_ID}; 0 turns it off"
-        )
+        _check(options.top_k <= MAX_TOKEN_ID, f"{at}.top_k", f"must be at most {MAX_TOKEN_ID}; 0 turns it off")
     return chat.SamplingChoices(
         temperature=_real(options, "temperature", 0, 2),
         top_p=_real(options, "top_p", 0, 1, above_low=True),
@@ -250,17 +246,11 @@ def _stop(options: common_pb.StopOptions) -> chat.StopChoices:
     at = "spec.stop"
     max_tokens = options.max_output_tokens if options.HasField("max_output_tokens") else None
     if max_tokens is not None:
-        _check(
-            max_tokens >= 1, f"{at}.max_output_tokens", "must be at least 1; leave it out for as many as fit"
-        )
+        _check(max_tokens >= 1, f"{at}.max_output_tokens", "must be at least 1; leave it out for as many as fit")
         in_order = options.min_output_tokens <= max_tokens
-        _check(
-            in_order, f"{at}.min_output_tokens", f"must be at most max_output_tokens, which is {max_tokens}"
-        )
+        _check(in_order, f"{at}.min_output_tokens", f"must be at most max_output_tokens, which is {max_tokens}")
     sequences = tuple(options.stop_sequences)
-    _check(
-        len(sequences) <= MAX_STOP_SEQUENCES, f"{at}.stop_sequences", f"must be at most {MAX_STOP_SEQUENCES}"
-    )
+    _check(len(sequences) <= MAX_STOP_SEQUENCES, f"{at}.stop_sequences", f"must be at most {MAX_STOP_SEQUENCES}")
     for i, sequence in enumerate(sequences):
         size_fits = 1 <= _utf8_bytes(sequence) <= MAX_STOP_SEQUENCE_BYTES
         _check(size_fits, f"{at}.stop_sequences[{i}]", f"must have 1 to {MAX_STOP_SEQUENCE_BYTES} bytes")
@@ -287,9 +277,7 @@ def _time_limit_s(options: common_pb.StopOptions) -> float | None:
 
 def _returns(options: common_pb.ReturnOptions) -> chat.ReturnChoices:
     at = "spec.returns"
-    _refuse(
-        options.prompt_top_logprobs, f"{at}.prompt_top_logprobs", "prompt tokens are not scored; leave it out"
-    )
+    _refuse(options.prompt_top_logprobs, f"{at}.prompt_top_logprobs", "prompt tokens are not scored; leave it out")
     hold_s = _seconds(options.max_coalesce)
     _check(hold_s >= 0, f"{at}.max_coalesce", "must not be negative")
     _refuse(hold_s > 0, f"{at}.max_coalesce", "tokens are sent as they come; leave it out")

@@ -37,6 +37,7 @@ _INTERNAL_ROW = StatusRow(grpc.StatusCode.INTERNAL, 500, False)
 
 STATUS_TABLE: dict[type[errors.Llama31Error], StatusRow] = {
     errors.InvalidRequest: StatusRow(grpc.StatusCode.INVALID_ARGUMENT, 400, False),
+    errors.MalformedMessage: StatusRow(grpc.StatusCode.INVALID_ARGUMENT, 400, False),
     errors.ContextTooLong: StatusRow(grpc.StatusCode.INVALID_ARGUMENT, 400, False),
     errors.ModelNotFound: StatusRow(grpc.StatusCode.NOT_FOUND, 404, False),
     errors.Unsupported: StatusRow(grpc.StatusCode.UNIMPLEMENTED, 501, False),
@@ -63,6 +64,7 @@ STATUS_TABLE: dict[type[errors.Llama31Error], StatusRow] = {
 # The attributes that travel as ErrorInfo.metadata; clients rebuild the error from them.
 ERROR_FACTS: dict[type[errors.Llama31Error], tuple[str, ...]] = {
     errors.InvalidRequest: ("field",),
+    errors.MalformedMessage: ("field",),
     errors.Unsupported: ("field",),
     errors.ContextTooLong: ("prompt_tokens", "output_tokens", "limit_tokens"),
     errors.ModelNotFound: ("model", "known"),
@@ -89,11 +91,7 @@ def retry_delay_s(error: errors.Llama31Error) -> float | None:
     if not status_row(error).retry:
         return None
     delay_s = getattr(error, "retry_after_s", _RETRY_DELAY_S.get(type(error), _DEFAULT_RETRY_DELAY_S))
-    return (
-        min(max(delay_s, _MIN_RETRY_DELAY_S), _MAX_RETRY_DELAY_S)
-        if math.isfinite(delay_s)
-        else _MAX_RETRY_DELAY_S
-    )
+    return min(max(delay_s, _MIN_RETRY_DELAY_S), _MAX_RETRY_DELAY_S) if math.isfinite(delay_s) else _MAX_RETRY_DELAY_S
 
 
 def rich_status(error: errors.Llama31Error, request_id: str, prompt_field: str = "spec") -> status_pb2.Status:
@@ -115,9 +113,7 @@ def rich_status(error: errors.Llama31Error, request_id: str, prompt_field: str =
     return status
 
 
-def trailing_metadata(
-    error: errors.Llama31Error, status: status_pb2.Status
-) -> tuple[tuple[str, str | bytes], ...]:
+def trailing_metadata(error: errors.Llama31Error, status: status_pb2.Status) -> tuple[tuple[str, str | bytes], ...]:
     """The trailers of a failed call: the status itself and, for a retry, when gRPC clients may make it."""
     details: tuple[str, str | bytes] = (DETAILS_KEY, status.SerializeToString())
     delay_s = retry_delay_s(error)
@@ -202,16 +198,14 @@ def _rebuild(reason: str, text: str, facts: Mapping[str, str], delay_s: float) -
     match reason:
         case errors.InvalidRequest.reason:
             return errors.InvalidRequest(fact("field"), text.removeprefix(f"{fact('field')}: "))
+        case errors.MalformedMessage.reason:
+            return errors.MalformedMessage(fact("field"), text.removeprefix(f"{fact('field')}: "))
         case errors.Unsupported.reason:
             return errors.Unsupported(fact("field"), text.removeprefix(f"{fact('field')}: "))
         case errors.ContextTooLong.reason:
-            return errors.ContextTooLong(
-                number("prompt_tokens"), number("output_tokens"), number("limit_tokens")
-            )
+            return errors.ContextTooLong(number("prompt_tokens"), number("output_tokens"), number("limit_tokens"))
         case errors.ModelNotFound.reason:
-            return errors.ModelNotFound(
-                fact("model"), tuple(fact("known").split(",")) if fact("known") else ()
-            )
+            return errors.ModelNotFound(fact("model"), tuple(fact("known").split(",")) if fact("known") else ())
         case errors.DuplicateRequest.reason:
             return errors.DuplicateRequest(fact("request_id"))
         case errors.Overloaded.reason:

@@ -78,6 +78,7 @@ class ScriptedGateway:
         self.requests: list[Request] = []
         self.calls: list[Call] = []
         self.called = asyncio.Event()
+        self.called_at_s: list[float] = []
         self.closed = asyncio.Semaphore(0)
         self._models: tuple[ModelStatus, ...] = (model(MODEL),)
         self._version = 1
@@ -92,6 +93,7 @@ class ScriptedGateway:
     async def _play(self, request: Request, call: Call) -> AsyncIterator[Event]:
         self.requests.append(request)
         self.calls.append(call)
+        self.called_at_s.append(asyncio.get_running_loop().time())
         self.called.set()
         try:
             if request.model not in {m.name for m in self._models}:

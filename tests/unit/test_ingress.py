@@ -142,28 +142,26 @@ INVALID, UNIMPLEMENTED = grpc.StatusCode.INVALID_ARGUMENT, grpc.StatusCode.UNIMP
 @pytest.mark.parametrize(
     ("request_bytes", "code", "reason", "field"),
     [
-        (b"", INVALID, "INVALID_ARGUMENT", "spec.model"),
-        (chat_bytes(messages=[]), INVALID, "INVALID_ARGUMENT", "spec.messages"),
+        (b"", INVALID, "INVALID_FIELD", "spec.model"),
+        (chat_bytes(messages=[]), INVALID, "INVALID_FIELD", "spec.messages"),
         (chat_bytes(model="llama-3.1-9b"), grpc.StatusCode.NOT_FOUND, "MODEL_NOT_FOUND", ""),
         (chat_bytes(model="../../etc/passwd"), grpc.StatusCode.NOT_FOUND, "MODEL_NOT_FOUND", ""),
-        (chat_bytes(sampling={"temperature": -1}), INVALID, "INVALID_ARGUMENT", "spec.sampling.temperature"),
+        (chat_bytes(sampling={"temperature": -1}), INVALID, "INVALID_FIELD", "spec.sampling.temperature"),
         (
             chat_bytes(stop={"max_output_tokens": 0}),
             INVALID,
-            "INVALID_ARGUMENT",
+            "INVALID_FIELD",
             "spec.stop.max_output_tokens",
         ),
-        (chat_bytes(messages=[{"role": 9}]), INVALID, "INVALID_ARGUMENT", "spec.messages[0].role"),
-        (chat_bytes(model="PLACE").replace(b"PLACE", b"\xff\xfeACE"), INVALID, "INVALID_ARGUMENT", "request"),
-        (b"\xff\xff\xff garbage", INVALID, "INVALID_ARGUMENT", "request"),
-        (chat_bytes()[:-2], INVALID, "INVALID_ARGUMENT", "request"),
+        (chat_bytes(messages=[{"role": 9}]), INVALID, "INVALID_FIELD", "spec.messages[0].role"),
+        (chat_bytes(model="PLACE").replace(b"PLACE", b"\xff\xfeACE"), INVALID, "MALFORMED_MESSAGE", "request"),
+        (b"\xff\xff\xff garbage", INVALID, "MALFORMED_MESSAGE", "request"),
+        (chat_bytes()[:-2], INVALID, "MALFORMED_MESSAGE", "request"),
         (chat_bytes(tools=[{}]), UNIMPLEMENTED, "UNSUPPORTED", "spec.tools"),
         (chat_bytes(constraint={"regex": "a"}), UNIMPLEMENTED, "UNSUPPORTED", "spec.constraint"),
     ],
 )
-async def test_bad_input(
-    door: Door, request_bytes: bytes, code: grpc.StatusCode, reason: str, field: str
-) -> None:
+async def test_bad_input(door: Door, request_bytes: bytes, code: grpc.StatusCode, reason: str, field: str) -> None:
     for call in (door.ask(CHAT, request_bytes), anext(aiter(door.stream(STREAM_CHAT, request_bytes)))):
         error, info, found_field = await failure_of(call)
         assert (error.code(), info.reason, found_field) == (code, reason, field)
@@ -242,9 +240,7 @@ async def test_complete_many_is_refused_in_words(door: Door, requests: list[byte
 
     error: Any = await asyncio.to_thread(ask)
     info = error_details_pb2.ErrorInfo()
-    for detail in status_pb2.Status.FromString(
-        dict(error.trailing_metadata())["grpc-status-details-bin"]
-    ).details:
+    for detail in status_pb2.Status.FromString(dict(error.trailing_metadata())["grpc-status-details-bin"]).details:
         detail.Unpack(info)
     assert (error.code(), info.reason) == (UNIMPLEMENTED, "UNSUPPORTED")
     assert "StreamComplete" in error.details()
@@ -252,7 +248,6 @@ async def test_complete_many_is_refused_in_words(door: Door, requests: list[byte
 
 async def test_deadline_reaches_the_gateway(door: Door) -> None:
     door.gateway.script = hang
-    called_s = asyncio.get_running_loop().time()
     call = door.stream(STREAM_CHAT, chat_bytes(), timeout=0.3)
     with pytest.raises(grpc.aio.AioRpcError) as caught:
         [_ async for _ in call]
@@ -260,7 +255,8 @@ async def test_deadline_reaches_the_gateway(door: Door) -> None:
     await soon(door.gateway.closed.acquire())
     deadline_s = door.gateway.calls[0].deadline_s
     assert deadline_s is not None
-    assert 0 < deadline_s - called_s < 0.6
+    # gRPC sends the time left, so the server counts from the arrival; a slow machine changes nothing here.
+    assert deadline_s - door.gateway.called_at_s[0] < 0.35
 
 
 async def test_no_deadline_is_told_as_none(door: Door) -> None:

@@ -36,9 +36,7 @@ DECODERS: list[Callable[[bytes], object]] = [
 
 
 def stream_chat(spec: dict[str, object], **rest: object) -> bytes:
-    return json_format.ParseDict(
-        {"spec": {**CHAT, **spec}, **rest}, chat_pb.StreamChatRequest()
-    ).SerializeToString()
+    return json_format.ParseDict({"spec": {**CHAT, **spec}, **rest}, chat_pb.StreamChatRequest()).SerializeToString()
 
 
 def complete(spec: dict[str, object]) -> bytes:
@@ -164,9 +162,7 @@ def test_invalid_chat(spec: dict[str, object], field: str) -> None:
     assert caught.value.message
 
 
-@pytest.mark.parametrize(
-    ("spec", "field"), UNSUPPORTED_SPECS + UNSUPPORTED_OPTIONS, ids=lambda v: str(v)[:60]
-)
+@pytest.mark.parametrize(("spec", "field"), UNSUPPORTED_SPECS + UNSUPPORTED_OPTIONS, ids=lambda v: str(v)[:60])
 def test_unsupported_chat(spec: dict[str, object], field: str) -> None:
     with pytest.raises(Unsupported) as caught:
         proto_codec.decode_stream_chat(stream_chat(spec))
@@ -194,9 +190,7 @@ def test_accepted_options(
     ],
     ids=lambda v: str(v)[:60],
 )
-def test_refused_completion(
-    spec: dict[str, object], error: type[InvalidRequest | Unsupported], field: str
-) -> None:
+def test_refused_completion(spec: dict[str, object], error: type[InvalidRequest | Unsupported], field: str) -> None:
     with pytest.raises(error) as caught:
         proto_codec.decode_complete(complete(spec))
     assert caught.value.field == field
@@ -227,9 +221,7 @@ def test_resumable_is_refused() -> None:
     with pytest.raises(Unsupported, match="resumable"):
         proto_codec.decode_stream_chat(stream_chat({}, resumable=True))
     with pytest.raises(Unsupported, match="resumable"):
-        proto_codec.decode_stream_complete(
-            completion_pb.StreamCompleteRequest(resumable=True).SerializeToString()
-        )
+        proto_codec.decode_stream_complete(completion_pb.StreamCompleteRequest(resumable=True).SerializeToString())
 
 
 def test_prompt_ids_are_refused_where_no_answer_carries_them() -> None:

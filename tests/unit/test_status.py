@@ -23,6 +23,7 @@ from llama31 import errors
 
 EXAMPLES: list[errors.Llama31Error] = [
     errors.InvalidRequest("spec.messages", "must not be empty"),
+    errors.MalformedMessage("request", "broken protobuf"),
     errors.ContextTooLong(131_000, 500, 131_072),
     errors.ModelNotFound("llama-3.1-9b", ("llama-3.1-8b", "llama-3.1-70b")),
     errors.Unsupported("spec.tools", "tools are not offered"),
@@ -60,8 +61,8 @@ def details_of(status: status_pb2.Status) -> dict[str, Message]:
     return found
 
 
-def test_table_has_exactly_the_leaf_classes() -> None:
-    assert set(STATUS_TABLE) == set(leaf_classes())
+def test_table_has_exactly_the_classes_that_are_raised() -> None:
+    assert set(STATUS_TABLE) == {*leaf_classes(), errors.InvalidRequest}
 
 
 @pytest.mark.parametrize("kind", leaf_classes())

@@ -1,0 +1,108 @@
+"""How does the application get onto a Ray cluster, when is it ready, and how is it taken off?"""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import secrets
+import shutil
+import tempfile
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import ray
+from ray import serve
+from ray.exceptions import RayError
+
+from cluster.ray_cluster import snapshot
+from deployments.app import APP_NAME, build_app
+from deployments.check import check_room
+from deployments.config import ServiceConfig
+from deployments.directory import ReplicaRecord, find_directory, open_directory
+from llama31.errors import EngineFailed
+
+Progress = Callable[[str], None]
+READY_TIMEOUT_S = 1800.0
+POLL_S = 0.3
+
+
+class RunningApplication:
+    """One service on the cluster that this process has joined."""
+
+    def __init__(self, config: ServiceConfig, progress: Progress) -> None:
+        self._config = config
+        self._progress = progress
+        # Node-local files of all processes: metrics, unix sockets.
+        self._directory = Path(tempfile.mkdtemp(prefix="llama31-run-"))
+        self._is_deployed = False
+
+    def start(self) -> int:
+        """Deploys, shows what the replicas do, and returns the gRPC port once all of them are ready.
+
+        Raises: PlacementRefused, EngineFailed; nothing stays deployed then.
+        """
+        config = self._config
+        try:
+            check_room(config, snapshot())
+            logging.getLogger("ray.serve").setLevel(logging.ERROR)
+            self._progress(f"deploying {config.replicas} x {config.model} as {config.plan}")
+            self._is_deployed = True
+            open_directory()
+            serve.start(proxy_location="Disabled")
+            application = build_app(config, secrets.token_hex(32), str(self._directory))
+            target = serve.RunTarget(application, name=APP_NAME, route_prefix=None)
+            serve.run_many([target], wait_for_applications_running=False)
+            return self._wait_ready()
+        except BaseException:
+            self.stop()
+            raise
+
+    def stop(self) -> None:
+        """Drains the application and takes it off the cluster; idempotent."""
+        if self._is_deployed and ray.is_initialized():
+            self._is_deployed = False
+            self._progress("draining")
+            with contextlib.suppress(RayError):
+                serve.delete(APP_NAME)
+                if (directory := find_directory()) is not None:
+                    ray.kill(directory)
+        shutil.rmtree(self._directory, ignore_errors=True)
+
+    def _wait_ready(self) -> int:
+        """Shows each change of each replica; fails as soon as one says why it cannot start."""
+        shown: dict[str, str] = {}
+        deadline_s = time.monotonic() + READY_TIMEOUT_S
+        while time.monotonic() < deadline_s:
+            records = read_directory()
+            for record in records:
+                line = f"replica {record.replica_id}: {record.phase} {record.detail}".rstrip()
+                if shown.get(record.replica_id) != line:
+                    shown[record.replica_id] = line
+                    self._progress(line)
+                if record.phase == "failed":
+                    raise EngineFailed(record.detail)
+            application = serve.status().applications[APP_NAME]
+            if application.status == "DEPLOY_FAILED":
+                raise EngineFailed(last_line(application.message))
+            ready = sum(record.phase == "ready" for record in records)
+            if ready >= self._config.replicas and application.status == "RUNNING":
+                port: int = serve.get_deployment_handle("ingress", APP_NAME).port.remote().result(timeout_s=30)
+                return port
+            time.sleep(POLL_S)
+        raise EngineFailed(f"not ready after {READY_TIMEOUT_S:g} s; see the Ray dashboard")
+
+
+def read_directory() -> tuple[ReplicaRecord, ...]:
+    """The announced replicas of the joined cluster, none if there is no directory yet."""
+    directory = find_directory()
+    if directory is None:
+        return ()
+    records: tuple[ReplicaRecord, ...] = ray.get(directory.list.remote(), timeout=10)
+    return records
+
+
+def last_line(text: str) -> str:
+    """The last line that says something: where libraries put the reason."""
+    lines = [line.strip() for line in text.splitlines() if line.strip()]
+    return lines[-1] if lines else "no reason given"

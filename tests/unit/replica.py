@@ -1,0 +1,160 @@
+"""How do unit tests get real replicas? Scripted engines behind real worker servers, in the test's own loop."""
+
+from __future__ import annotations
+
+import asyncio
+import tempfile
+from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
+from contextlib import AsyncExitStack, asynccontextmanager
+from dataclasses import dataclass
+from functools import cache
+from pathlib import Path
+from typing import Any, TypeVar
+
+from prometheus_client import REGISTRY
+
+from deployments.config import ServiceConfig, parse_config
+from deployments.directory import Directory, ReplicaRecord
+from deployments.fleet import Fleet
+from deployments.gateway import ServiceGateway
+from deployments.metrics import Metrics
+from deployments.policies.router import LeastTokens
+from deployments.worker_server import WorkerServer
+from llama31.codec import ModelCodec
+from llama31.engine import EngineRequest, Limits, Sampling
+from llama31.prompt import ChatmlPrompt
+from llama31.scripted_engine import Script, ScriptedEngine
+from llama31.tokenizer import Tokenizer
+
+T = TypeVar("T")
+
+TOKEN = "cluster-token"
+MODEL = "smollm2-135m"
+# Slow enough to be interrupted, fast enough for a unit test.
+STEP_S = 0.01
+LIMIT_S = 5.0
+
+
+async def soon(awaitable: Awaitable[T], limit_s: float = LIMIT_S) -> T:
+    """What is awaited, or a failure instead of a hang."""
+    return await asyncio.wait_for(awaitable, limit_s)
+
+
+async def until(condition: Callable[[], object], limit_s: float = LIMIT_S) -> None:
+    """Returns once the condition holds."""
+    async with asyncio.timeout(limit_s):
+        while not condition():
+            await asyncio.sleep(0.002)
+
+
+def says(*ids: int) -> Callable[[EngineRequest], Sequence[int]]:
+    """A script's answer: always these ids."""
+    return lambda _: ids
+
+
+def endless(request: EngineRequest) -> Sequence[int]:
+    """A script's answer that only the request's limit, a cancel or a fault ends."""
+    return [65] * (request.limits.max_output_tokens + 1)
+
+
+def engine_request(
+    request_id: str, prompt: Sequence[int] = (10, 11, 12), max_output_tokens: int = 8, **changes: Any
+) -> EngineRequest:
+    """A sequence with the defaults that tests do not care about."""
+    return EngineRequest(request_id, tuple(prompt), Sampling(), Limits(max_output_tokens), **changes)
+
+
+class Replica:
+    """One scripted engine with its worker server; its record says where it listens."""
+
+    def __init__(self, replica_id: str, script: Script, directory: Path) -> None:
+        self.replica_id = replica_id
+        self.failures: list[Exception] = []
+        self.engine = ScriptedEngine(script)
+        self._socket = directory / f"{replica_id}.sock"
+        self.record = ReplicaRecord(replica_id, 1, MODEL, "tp1", "starting")
+        self.worker = WorkerServer(self.engine, self.record, TOKEN, self.failures.append)
+
+    async def start(self) -> ReplicaRecord:
+        """Listens; the record is then the one to announce."""
+        address = await self.worker.start(self._socket, "127.0.0.1")
+        self.record = ReplicaRecord(self.replica_id, 1, MODEL, "tp1", "ready", address=address)
+        return self.record
+
+    async def kill(self) -> None:
+        """Breaks every connection without a word, as the end of the process would."""
+        await self.worker._server.stop(None)
+        await self.worker.drain(0.0)
+
+
+@asynccontextmanager
+async def running_replica(script: Script | None = None, replica_id: str = "replica-1") -> AsyncIterator[Replica]:
+    """A replica on a socket of its own."""
+    with tempfile.TemporaryDirectory(prefix="llama31-test-") as directory:
+        replica = Replica(replica_id, script or Script(), Path(directory))
+        await replica.start()
+        try:
+            yield replica
+        finally:
+            await replica.kill()
+
+
+@dataclass(frozen=True, slots=True)
+class System:
+    """A gateway over a fleet of real worker servers, and the directory that it follows."""
+
+    gateway: ServiceGateway
+    fleet: Fleet
+    directory: Directory
+    replicas: tuple[Replica, ...]
+
+    @property
+    def engine(self) -> ScriptedEngine:
+        """The first replica's engine."""
+        return self.replicas[0].engine
+
+
+@asynccontextmanager
+async def running_fleet(*scripts: Script) -> AsyncIterator[tuple[Fleet, Directory, tuple[Replica, ...]]]:
+    """A fleet with one ready replica per script, named replica-1, replica-2, ..."""
+    async with AsyncExitStack() as stack:
+        replicas = [
+            await stack.enter_async_context(running_replica(script, f"replica-{index + 1}"))
+            for index, script in enumerate(scripts)
+        ]
+        directory = Directory()
+        for replica in replicas:
+            await directory.announce(replica.record)
+        fleet = Fleet(directory.watch, TOKEN)
+        fleet.start()
+        stack.push_async_callback(fleet.close)
+        await until(lambda: fleet.ready_replicas() == len(replicas))
+        yield fleet, directory, tuple(replicas)
+
+
+@asynccontextmanager
+async def running_gateway(tokenizer: Tokenizer, *scripts: Script, **overrides: Any) -> AsyncIterator[System]:
+    """A gateway over `running_fleet`; `overrides` are keys of the configuration's engine section."""
+    codec = ModelCodec(tokenizer, ChatmlPrompt(tokenizer))
+    async with running_fleet(*scripts) as (fleet, directory, replicas):
+        config = gateway_config(len(scripts), **overrides)
+        gateway = ServiceGateway(config, codec, fleet, LeastTokens(), process_metrics())
+        yield System(gateway, fleet, directory, replicas)
+
+
+def gateway_config(replicas: int = 1, max_output_tokens: int = 64, **engine: Any) -> ServiceConfig:
+    """A small context, so that tests can fill it."""
+    section = {"kind": "scripted", "device": "cpu", "kv_cache_bytes": 1 << 20, "max_model_tokens": 512, **engine}
+    ingress = {"max_output_tokens": max_output_tokens}
+    return parse_config({"model": MODEL, "replicas": max(1, replicas), "engine": section, "ingress": ingress}, "test")
+
+
+@cache
+def process_metrics() -> Metrics:
+    """The instruments can be registered once in a process."""
+    return Metrics()
+
+
+def sample(name: str, **labels: str) -> float:
+    """The present value of a series, 0 if it has none."""
+    return REGISTRY.get_sample_value(name, labels) or 0.0

@@ -1,0 +1,162 @@
+"""Does a replica learn where its ranks are, what they do, and at once when one dies?"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import json
+import subprocess
+import sys
+from collections.abc import AsyncIterator
+from dataclasses import asdict
+
+import pytest
+from replica import soon, until
+
+from llama31.engine import RankReport
+from llama31.rank_link import RankBeacon, RankLinkAddress, RankListener
+
+NONCE = "6e6f6e6365"
+
+
+def report(rank: int) -> RankReport:
+    return RankReport(rank, rank // 2, rank % 2, "node-a", "127.0.0.1", 1000 + rank, "cpu")
+
+
+class Replica:
+    """A listener and everything that it was told."""
+
+    def __init__(self) -> None:
+        self.phases: list[tuple[int, str]] = []
+        self.lost: list[int] = []
+        self.listener = RankListener(
+            NONCE, lambda r, phase: self.phases.append((r.rank, phase)), lambda r: self.lost.append(r.rank)
+        )
+        self.address = RankLinkAddress("", 0, "")
+
+    def beacon(self, rank: int) -> RankBeacon:
+        return RankBeacon(self.address, report(rank))
+
+    async def connect(self, *lines: bytes) -> asyncio.StreamWriter:
+        _, writer = await asyncio.open_connection(self.address.host, self.address.port)
+        writer.write(b"".join(lines))
+        await writer.drain()
+        return writer
+
+
+@pytest.fixture
+async def replica() -> AsyncIterator[Replica]:
+    listening = Replica()
+    listening.address = await listening.listener.start("127.0.0.1")
+    yield listening
+    await listening.listener.close()
+
+
+def hello(rank: int = 0, nonce: object = NONCE) -> bytes:
+    return json.dumps({"nonce": nonce, **asdict(report(rank))}).encode() + b"\n"
+
+
+async def test_reports_and_phases_arrive(replica: Replica) -> None:
+    assert replica.listener.reports() == ()
+    second, first = replica.beacon(1), replica.beacon(0)
+    await until(lambda: len(replica.listener.reports()) == 2)
+    assert replica.listener.reports() == (report(0), report(1))
+    for phase in ("loading", "loaded", "warming up"):
+        first.say(phase)
+    second.say("loading")
+    await until(lambda: len(replica.phases) == 6)
+    assert [phase for rank, phase in replica.phases if rank == 0] == ["starting", "loading", "loaded", "warming up"]
+    assert [phase for rank, phase in replica.phases if rank == 1] == ["starting", "loading"]
+    assert replica.lost == []
+
+
+RANK_PROCESS = """
+import json, signal, sys
+from llama31.engine import RankReport
+from llama31.rank_link import RankBeacon, RankLinkAddress
+address, report = json.loads(sys.argv[1])
+beacon = RankBeacon(RankLinkAddress(**address), RankReport(**report))
+signal.pause()
+"""
+
+
+async def test_a_killed_rank_is_reported_lost(replica: Replica) -> None:
+    arguments = json.dumps([asdict(replica.address), asdict(report(3))])
+    survivor = replica.beacon(2)
+    with subprocess.Popen([sys.executable, "-c", RANK_PROCESS, arguments]) as process:
+        await until(lambda: len(replica.listener.reports()) == 2)
+        process.kill()
+        await until(lambda: replica.lost, limit_s=2.0)
+    assert replica.lost == [3]
+    assert replica.listener.reports() == (report(2),)
+    survivor.say("loaded")
+    await until(lambda: (2, "loaded") in replica.phases)
+
+
+@pytest.mark.parametrize(
+    "lines",
+    [
+        b"",
+        b"\n",
+        b"GET / HTTP/1.1\r\n\r\n",
+        b"\xff\xfe\x00\n",
+        b"[1, 2]\n",
+        b"{}\n",
+        hello()[:-1],
+        b"x" * 10_000 + b"\n",
+        hello(nonce="another"),
+        hello(nonce=""),
+        hello(nonce="n\u00f6nce \ud800"),
+        hello(nonce=None),
+        hello(nonce=[NONCE]),
+        json.dumps({"nonce": NONCE}).encode() + b"\n",
+        json.dumps({"nonce": NONCE, **asdict(report(0)), "extra": 1}).encode() + b"\n",
+    ],
+)
+async def test_strangers_are_ignored(replica: Replica, lines: bytes) -> None:
+    failures: list[object] = []
+    asyncio.get_running_loop().set_exception_handler(lambda _, context: failures.append(context))
+    reader, writer = await asyncio.open_connection(replica.address.host, replica.address.port)
+    writer.write(lines)
+    writer.write_eof()
+    with contextlib.suppress(ConnectionError):
+        assert await soon(reader.read()) == b""
+    writer.close()
+    rank = replica.beacon(0)
+    await until(lambda: replica.listener.reports())
+    assert replica.phases == [(0, "starting")]
+    assert (replica.lost, failures) == ([], [])
+    del rank
+
+
+async def test_unknown_phases_and_fields_of_a_rank_are_ignored(replica: Replica) -> None:
+    writer = await replica.connect(hello(), b'{"phase": "dancing"}\n', b'{"other": 1}\n', b'{"phase": "loaded"}\n')
+    await until(lambda: len(replica.phases) == 2)
+    assert replica.phases == [(0, "starting"), (0, "loaded")]
+    writer.close()
+    await until(lambda: replica.lost == [0])
+
+
+@pytest.mark.parametrize("line", [b"not json\n", b"[]\n", b"x" * 10_000 + b"\n"])
+async def test_a_rank_that_talks_nonsense_counts_as_lost(replica: Replica, line: bytes) -> None:
+    writer = await replica.connect(hello(), line)
+    await until(lambda: replica.lost == [0])
+    assert replica.listener.reports() == ()
+    writer.close()
+
+
+async def test_close_is_quiet(replica: Replica) -> None:
+    failures: list[object] = []
+    asyncio.get_running_loop().set_exception_handler(lambda _, context: failures.append(context))
+    ranks = [replica.beacon(0), replica.beacon(1)]
+    await until(lambda: len(replica.listener.reports()) == 2)
+    await soon(replica.listener.close())
+    del ranks
+    await asyncio.sleep(0)
+    assert (replica.lost, failures) == ([], [])
+    with pytest.raises(OSError):
+        replica.beacon(2)
+
+
+async def test_close_before_start() -> None:
+    await RankListener(NONCE, lambda *_: None, lambda _: None).close()
