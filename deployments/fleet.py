@@ -36,6 +36,7 @@ class Fleet:
         self._tasks: dict[str, asyncio.Task[None]] = {}
         self._follower: asyncio.Task[None] | None = None
         self._changed = asyncio.Event()
+        self._closed = False
         self.version = 1
 
     def start(self) -> None:
@@ -44,6 +45,8 @@ class Fleet:
 
     async def close(self) -> None:
         """Drops every link."""
+        # Cancelling is not enough: a link that breaks at the same moment swallows it (TaskGroup, Python 3.11).
+        self._closed = True
         tasks = [*self._tasks.values(), *([self._follower] if self._follower else [])]
         for task in tasks:
             task.cancel()
@@ -95,6 +98,8 @@ class Fleet:
         """Links again as long as the directory lists the replica."""
         try:
             while (record := self._records.get(replica_id)) is not None and record.phase != "failed":
+                if self._closed or record.address is None:
+                    return
                 self._epoch += 1
                 link = ReplicaLink(record, self._token, self._ingress_id, self._epoch)
                 self._links[replica_id] = link

@@ -144,9 +144,6 @@ class ReplicaLink:
         finally:
             self._die(cause)
             await self._channel.close()
-        # A group that fails and is cancelled in one moment forgets the cancellation (Python 3.11).
-        if (task := asyncio.current_task()) is not None and task.cancelling():
-            raise asyncio.CancelledError
 
     def _die(self, cause: str) -> None:
         self.alive = False

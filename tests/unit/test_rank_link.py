@@ -154,7 +154,7 @@ async def test_close_is_quiet(replica: Replica) -> None:
     del ranks
     await asyncio.sleep(0)
     assert (replica.lost, failures) == ([], [])
-    with pytest.raises(OSError):
+    with pytest.raises(ConnectionRefusedError):
         replica.beacon(2)
 
 

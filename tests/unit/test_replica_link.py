@@ -88,7 +88,7 @@ async def test_a_replica_that_is_gone_interrupts_with_the_count(caplog: pytest.L
         await until(lambda: unread.received_tokens > 0)
         lost_at_s = asyncio.get_running_loop().time()
         await replica.kill()
-        with pytest.raises(StreamInterrupted) as caught:
+        with pytest.raises(StreamInterrupted) as caught:  # noqa: PT012  (what had arrived comes first)
             while True:
                 tokens += len((await soon(read.next())).tokens.ids)
         assert asyncio.get_running_loop().time() - lost_at_s < 2.0
@@ -202,6 +202,8 @@ async def test_a_failed_replica_is_not_called() -> None:
 
 async def test_wait_changed_wakes_everyone() -> None:
     async with running_fleet() as (fleet, directory, _):
+        await until(lambda: fleet.ready_replicas() == 1)
+        await asyncio.sleep(0)
         version = fleet.version
         assert await soon(fleet.wait_changed(version - 1)) == version
         waiting = [asyncio.create_task(fleet.wait_changed(version)) for _ in range(3)]
@@ -217,7 +219,8 @@ async def test_the_wrong_token_never_becomes_ready(caplog: pytest.LogCaptureFixt
         stream = link.submit(engine_request("a"), 0, 0)
         await soon(link.run())
         assert not link.became_ready.is_set()
-        with pytest.raises(StreamInterrupted, match="UNAUTHENTICATED"):
+        # Which code gRPC tells depends on whether its own write or the refusal came first.
+        with pytest.raises(StreamInterrupted, match=r"connection lost: (UNAUTHENTICATED|INTERNAL)"):
             await stream.next()
 
 

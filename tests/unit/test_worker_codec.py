@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from itertools import pairwise
 from types import MappingProxyType
 
 import pytest
@@ -164,7 +165,7 @@ def test_no_message_exceeds_a_mebibyte(lengths_bytes: list[int]) -> None:
     assert [output for batch in batches for output in batch] == outputs
     for batch in batches:
         assert 0 < pb.ConnectResponse(sequence=2**60, outputs=batch).ByteSize() <= MAX_MESSAGE_BYTES + 16
-    for batch, following in zip(batches, batches[1:], strict=False):
+    for batch, following in pairwise(batches):
         together = pb.ConnectResponse(outputs=[*batch, following[0]]).ByteSize()
         assert together > MAX_MESSAGE_BYTES - 8 * (len(batch) + 1)
 

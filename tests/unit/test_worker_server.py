@@ -13,7 +13,7 @@ from replica import STEP_S, TOKEN, Replica, endless, engine_request, running_rep
 from deployments.worker_codec import decode_output, encode_submit
 from deployments.worker_server import AUTHORIZATION, PROTOCOL, Peer
 from llama31.chat import FinishReason, TokenColumns
-from llama31.engine import EngineOutput
+from llama31.engine import EngineOutput, EngineState
 from llama31.errors import EngineFailed
 from llama31.scripted_engine import Script
 from llama31.worker.v1 import worker_service_pb2 as pb
@@ -121,17 +121,17 @@ WRONG_METADATA = [
 async def test_strangers_are_refused(metadata: tuple[tuple[str, str], ...]) -> None:
     async with running_replica() as replica, channel_to(replica) as channel:
         stub = pb_grpc.WorkerServiceStub(channel)
-        hello = pb.ConnectRequest(hello=pb.Hello(ingress_id="stranger", epoch=1, protocol=PROTOCOL))
-        submit = pb.ConnectRequest(submit=encode_submit(engine_request("a")))
-        for call in (
-            stub.Connect(iter((hello, submit)), metadata=metadata),
-            stub.Watch(pb.WatchRequest(), metadata=metadata),
-        ):
+        for call in (stub.Connect(metadata=metadata), stub.Watch(pb.WatchRequest(), metadata=metadata)):
             with pytest.raises(grpc.aio.AioRpcError) as caught:
                 await soon(call.read())
             assert caught.value.code() is grpc.StatusCode.UNAUTHENTICATED
             assert TOKEN not in (caught.value.details() or "")
-        assert replica.engine.state().prompt_tokens_total == 0
+        # Nor does one get through that does not wait for the answer.
+        hello = pb.ConnectRequest(hello=pb.Hello(ingress_id="stranger", epoch=1, protocol=PROTOCOL))
+        submit = pb.ConnectRequest(submit=encode_submit(engine_request("a")))
+        with pytest.raises(grpc.aio.AioRpcError):
+            await soon(stub.Connect(iter((hello, submit)), metadata=metadata).read())
+        assert replica.engine.state() == EngineState(kv_tokens_total=1 << 20)
 
 
 FIRST_MESSAGES = {
