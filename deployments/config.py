@@ -188,10 +188,12 @@ def _read_tree(name_or_path: str) -> dict[str, Any]:
         text = (resources.files("deployments") / "configs" / f"{name_or_path}.yaml").read_text()
     else:
         try:
-            text = Path(name_or_path).read_text()
+            text = Path(name_or_path).read_text(encoding="utf-8")
         except OSError as error:
             known = ", ".join(shipped_configs())
             raise ConfigInvalid(f"{name_or_path}: {error.strerror}; give a file or one of: {known}") from None
+        except UnicodeDecodeError:
+            raise ConfigInvalid(f"{name_or_path} is not text in UTF-8") from None
     try:
         tree = yaml.safe_load(text)
     except yaml.YAMLError as error:
@@ -204,7 +206,9 @@ def _read_tree(name_or_path: str) -> dict[str, Any]:
 def _put(tree: dict[str, Any], path: str, value: Any) -> None:
     *sections, key = path.split(".")
     for section in sections:
-        tree = tree.setdefault(section, {})
+        if not isinstance(tree.get(section), dict):
+            tree[section] = {}
+        tree = tree[section]
     tree[key] = value
 
 

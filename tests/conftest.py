@@ -47,6 +47,16 @@ def _marker(item: pytest.Item) -> str:
     return next((name for name in MARKERS if item.get_closest_marker(name)), "unit")
 
 
+_shared: list[LocalCluster] = []
+
+
+@pytest.fixture
+def no_shared_cluster() -> None:
+    """For tests that start clusters of their own; they run after those that share one."""
+    for cluster in _shared:
+        cluster.stop()
+
+
 @pytest.fixture(scope="session")
 def ray_cluster() -> Iterator[LocalCluster]:
     """Two nodes of two logical GPUs, joined by this process; ends before tests that start their own."""
@@ -55,6 +65,7 @@ def ray_cluster() -> Iterator[LocalCluster]:
         settings = LocalClusterSettings(nodes=2, gpus_per_node=2, cpus_per_node=8, dashboard=False)
         cluster = LocalCluster(settings, lambda line: None)
         cluster.start()
+        _shared.append(cluster)
         yield cluster
         cluster.stop()
 

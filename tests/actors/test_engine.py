@@ -71,7 +71,7 @@ class Collector:
         return outputs[-1] if outputs and outputs[-1].is_last else None
 
     async def until(self, condition: object) -> None:
-        async with asyncio.timeout(60):
+        async with asyncio.timeout(120):
             while not condition():  # type: ignore[operator]
                 await asyncio.sleep(0.005)
 
@@ -88,7 +88,7 @@ def request(name: str, tokens: int, sampling: Sampling | None = None, **limits: 
     )
 
 
-@pytest.mark.timeout(240)
+@pytest.mark.timeout(400)
 def test_engine_on_two_stages(
     ray_cluster: LocalCluster, standin_checkpoint: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -21,7 +21,7 @@ import pytest
 from deployments.client import Client, connect
 from tests.serving import greedy
 
-pytestmark = pytest.mark.cli
+pytestmark = [pytest.mark.cli, pytest.mark.usefixtures("no_shared_cluster")]
 
 LLAMA31 = str(Path(sys.executable).parent / "llama31")
 GRPCURL = str(Path(sys.executable).parent / "grpcurl")

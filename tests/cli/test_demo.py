@@ -13,6 +13,7 @@ ROOT = Path(__file__).resolve().parents[2]
 
 
 @pytest.mark.demo
+@pytest.mark.usefixtures("no_shared_cluster")
 @pytest.mark.timeout(300)
 def test_make_demo_shows_four_ranks_on_two_nodes(standin_checkpoint: Path, tmp_path: Path) -> None:
     own = ("RAY_", "TMPDIR", "VLLM_", "OMP_", "TORCH_", "MAKE")

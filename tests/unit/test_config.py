@@ -1,0 +1,124 @@
+"""Is every wrong key named, and does every shipped configuration load?"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+from pydantic import ValidationError
+
+from deployments.config import cache_dir, checkpoint_dir, load_config, parse_config, run_dir, shipped_configs
+from llama31.errors import ConfigInvalid, PlanInvalid
+
+CPU = {"device": "cpu", "kv_cache_bytes": 1 << 20}
+
+
+@pytest.mark.parametrize("name", shipped_configs())
+def test_shipped_configs_load(name: str) -> None:
+    config = load_config(name)
+    assert config.spec.name == config.model
+    assert str(config.parallel_plan) == config.plan
+    assert config.engine.max_model_tokens <= config.spec.context_tokens
+
+
+def test_what_is_shipped() -> None:
+    assert shipped_configs() == ("405b-bf16", "405b-fp8", "70b", "8b", "standin")
+
+
+@pytest.mark.parametrize(
+    ("tree", "words"),
+    [
+        pytest.param({}, ["model", "required"], id="no model"),
+        pytest.param({"model": "llama-9"}, ["llama-9", "llama-3.1-8b"], id="unknown model"),
+        pytest.param({"model": "llama-3.1-8b", "replica": 2}, ["replica:", "Extra"], id="unknown key"),
+        pytest.param({"model": "llama-3.1-8b", "engine": {"gpus": 2}}, ["engine.gpus"], id="unknown nested key"),
+        pytest.param({"model": "llama-3.1-8b", "replicas": "2"}, ["replicas", "integer"], id="wrong type"),
+        pytest.param({"model": "llama-3.1-8b", "replicas": 0}, ["replicas"], id="too few"),
+        pytest.param({"model": "llama-3.1-8b", "engine": {"device": "tpu"}}, ["engine.device"], id="no such device"),
+        pytest.param({"model": "llama-3.1-8b", "ingress": {"port": 65536}}, ["ingress.port"], id="no such port"),
+        pytest.param(
+            {"model": "llama-3.1-8b", "ingress": {"host": "0.0.0.0"}},
+            ["ingress.host is 0.0.0.0", "loopback"],
+            id="open door",
+        ),
+        pytest.param(
+            {"model": "llama-3.1-8b", "ingress": {"metrics_host": "10.0.0.1"}},
+            ["ingress.metrics_host is 10.0.0.1", "loopback"],
+            id="open metrics",
+        ),
+        pytest.param(
+            {"model": "smollm2-135m", "engine": {**CPU, "max_model_tokens": 8193}},
+            ["engine.max_model_tokens is 8193", "8192"],
+            id="longer than trained",
+        ),
+        pytest.param(
+            {"model": "llama-3.1-8b", "engine": {"device": "cpu"}}, ["engine.kv_cache_bytes"], id="no KV size on a CPU"
+        ),
+    ],
+)
+def test_a_wrong_tree_is_refused_in_words(tree: dict[str, Any], words: list[str]) -> None:
+    with pytest.raises(ConfigInvalid) as caught:
+        parse_config(tree, "my.yaml")
+    assert str(caught.value).startswith("my.yaml")
+    for word in words:
+        assert word in str(caught.value)
+
+
+def test_every_fault_has_a_line() -> None:
+    with pytest.raises(ConfigInvalid) as caught:
+        parse_config({"model": 8, "replicas": 0, "wrong": 1}, "my.yaml")
+    _, *faults = str(caught.value).splitlines()
+    assert sorted(line.split(":")[0].strip() for line in faults) == ["model", "replicas", "wrong"]
+
+
+@pytest.mark.parametrize(
+    ("plan", "words"),
+    [("tp5", ["32 query heads do not divide by 5", "Plans that work: tp 1, 2, 4, 8"]), ("8", ["not understood"])],
+)
+def test_a_plan_that_cannot_work_is_refused(plan: str, words: list[str]) -> None:
+    with pytest.raises(PlanInvalid) as caught:
+        parse_config({"model": "llama-3.1-8b", "plan": plan}, "my.yaml")
+    for word in words:
+        assert word in str(caught.value)
+
+
+def test_overrides_replace_keys_and_make_sections(tmp_path: Path) -> None:
+    file = tmp_path / "mine.yaml"
+    file.write_text("model: llama-3.1-8b\nengine: {max_running: 8, eager: true}\n")
+    config = load_config(str(file), {"ingress.port": 9001, "engine.max_running": 16, "replicas": 2})
+    assert (config.ingress.port, config.engine.max_running, config.engine.eager, config.replicas) == (9001, 16, True, 2)
+    with pytest.raises(ConfigInvalid, match=r"engine\.wrong"):
+        load_config(str(file), {"engine.wrong": 1})
+
+
+@pytest.mark.parametrize(
+    ("text", "words"),
+    [("model: [", "is not YAML"), ("- model", "must be a mapping"), ("", "must be a mapping")],
+)
+def test_a_file_that_is_no_tree_is_refused(tmp_path: Path, text: str, words: str) -> None:
+    file = tmp_path / "mine.yaml"
+    file.write_text(text)
+    with pytest.raises(ConfigInvalid, match=words):
+        load_config(str(file))
+
+
+def test_a_missing_file_names_what_is_shipped(tmp_path: Path) -> None:
+    with pytest.raises(ConfigInvalid, match=r"No such file.*405b-fp8.*standin"):
+        load_config(str(tmp_path / "none.yaml"))
+
+
+def test_the_tree_is_frozen() -> None:
+    with pytest.raises(ValidationError):
+        load_config("8b").replicas = 2  # type: ignore[misc]
+
+
+def test_directories_follow_the_environment(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    monkeypatch.setenv("XDG_RUNTIME_DIR", str(tmp_path / "run"))
+    assert cache_dir() == tmp_path / "cache" / "llama31"
+    assert run_dir() == tmp_path / "run" / "llama31"
+    assert checkpoint_dir(load_config("standin")) == cache_dir() / "smollm2-135m"
+    assert checkpoint_dir(load_config("standin", {"engine.checkpoint": "/weights"})) == Path("/weights")
+    monkeypatch.delenv("XDG_RUNTIME_DIR")
+    assert run_dir() == cache_dir() / "run"
