@@ -109,7 +109,8 @@ class Fleet:
                 finally:
                     watcher.cancel()
                 self._bump()
-                await asyncio.sleep(RECONNECT_S)
+                if not self._closed:
+                    await asyncio.sleep(RECONNECT_S)
         finally:
             self._links.pop(replica_id, None)
             self._tasks.pop(replica_id, None)

@@ -10,6 +10,7 @@ import signal
 import socket
 import subprocess
 import sys
+import tempfile
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -29,21 +30,18 @@ MODEL = "smollm2-135m"
 
 
 @pytest.fixture
-def environment(tmp_path: Path) -> dict[str, str]:
+def short_dir() -> Iterator[Path]:
+    """Unix socket paths have 107 bytes at most; pytest's directories are long."""
+    with tempfile.TemporaryDirectory(prefix="l31-", dir="/tmp") as directory:
+        yield Path(directory)
+
+
+@pytest.fixture
+def environment(short_dir: Path, tmp_path: Path) -> dict[str, str]:
     """A user's environment: nothing that the test session set for its own Ray cluster."""
     own = ("RAY_", "TMPDIR", "XDG_RUNTIME_DIR", "VLLM_", "OMP_", "TORCH_")
     kept = {name: value for name, value in os.environ.items() if not name.startswith(own)}
-    return kept | {"XDG_RUNTIME_DIR": str(tmp_path / "run"), "TMPDIR": str(short_dir(tmp_path))}
-
-
-def short_dir(tmp_path: Path) -> Path:
-    """Unix socket paths have 107 bytes at most; pytest's directories are long."""
-    link = Path(f"/tmp/llama31-cli-{os.getpid()}")
-    link.unlink(missing_ok=True)
-    target = tmp_path / "tmp"
-    target.mkdir(parents=True)
-    link.symlink_to(target)
-    return link
+    return kept | {"XDG_RUNTIME_DIR": str(tmp_path / "run"), "TMPDIR": str(short_dir)}
 
 
 def llama31(environment: dict[str, str], *arguments: str, timeout_s: float = 60) -> subprocess.CompletedProcess[str]:
@@ -91,7 +89,7 @@ def inventory() -> tuple[set[int], set[str]]:
 
 @pytest.mark.timeout(300)
 def test_serve_answers_every_client_and_leaves_nothing(
-    environment: dict[str, str], standin_checkpoint: Path, tmp_path: Path
+    environment: dict[str, str], standin_checkpoint: Path, tmp_path: Path, short_dir: Path
 ) -> None:
     before = inventory()
     with serving(environment, "--plan", "tp2") as (process, port, lines):
@@ -110,7 +108,7 @@ def test_serve_answers_every_client_and_leaves_nothing(
         stream_survives_ctrl_c(process, address)
         assert process.wait(60) == 0
     assert inventory() == before, "processes and shared memory are as before"
-    assert list((tmp_path / "tmp").iterdir()) == [], "no file is left"
+    assert list(short_dir.iterdir()) == [], "no file is left"
     assert not list((tmp_path / "run" / "llama31").glob("serve-*")), "no address of a dead service"
 
 

@@ -1,15 +1,34 @@
-"""Does a request come through the gateway right: events, limits, stops, losses, refusals, counts?"""
+"""Does a request take the whole path through real worker servers: encoded, routed, streamed, stopped, accounted?"""
 
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Sequence
-from typing import Any
+import itertools
+from collections.abc import AsyncGenerator, Callable, Sequence
+from contextlib import aclosing
+from dataclasses import dataclass, field, replace
 
 import pytest
-from replica import LIMIT_S, MODEL, STEP_S, System, endless, running_gateway, sample, says, soon, until
+from replica import (
+    MODEL,
+    STEP_S,
+    System,
+    endless,
+    gateway_config,
+    process_metrics,
+    running_fleet,
+    running_gateway,
+    sample,
+    says,
+    soon,
+    until,
+)
 
+from cluster.policy import ReplicaSnapshot, RequestFeatures, Route
+from deployments.answer import Answer
 from deployments.call import Call
+from deployments.directory import ReplicaRecord
+from deployments.gateway import ServiceGateway
 from llama31.chat import (
     ChatRequest,
     ChoiceDone,
@@ -20,13 +39,17 @@ from llama31.chat import (
     FinishReason,
     GenerationOptions,
     Message,
+    Priority,
     ReturnChoices,
     Role,
     SamplingChoices,
     Started,
     StopChoices,
+    TokenColumns,
+    Usage,
 )
-from llama31.engine import EngineRequest
+from llama31.codec import ModelCodec
+from llama31.engine import EngineOutput, EngineRequest, Limits, Sampling
 from llama31.errors import (
     ContextTooLong,
     DeadlineExceeded,
@@ -37,290 +60,568 @@ from llama31.errors import (
     NoReadyReplica,
     StreamInterrupted,
 )
+from llama31.prompt import ChatmlPrompt
 from llama31.scripted_engine import Script
 from llama31.tokenizer import HuggingFaceTokenizer
 
 SLOW = Script(answer=endless, step_s=STEP_S)
-PROMPT = (10, 11, 12)
-CALLER_STOP = 77
-CONTEXT_TOKENS = 512
+# Takes sequences and never steps them.
+STUCK = Script(answer=endless, step_s=STEP_S, max_running=0)
+# One token at once, the next one long after the test.
+ONE_TOKEN = Script(answer=endless, step_s=60.0)
+END_OF_TURN_ID, END_OF_TEXT_ID = 2, 0
+
+_request_ids = itertools.count()
 
 
-def completion(prompt: str | tuple[int, ...] = PROMPT, model: str = MODEL, **parts: Any) -> CompletionRequest:
-    """A request; `parts` are fields of GenerationOptions."""
-    return CompletionRequest(model, prompt, GenerationOptions(**parts))
+@dataclass(slots=True)
+class Heard:
+    """Everything that a client got."""
+
+    events: list[Event] = field(default_factory=list)
+
+    @property
+    def started(self) -> Started:
+        assert isinstance(self.events[0], Started)
+        return self.events[0]
+
+    @property
+    def deltas(self) -> list[Delta]:
+        return [event for event in self.events if isinstance(event, Delta)]
+
+    @property
+    def text(self) -> str:
+        return "".join(delta.text for delta in self.deltas)
+
+    @property
+    def ids(self) -> tuple[int, ...]:
+        return tuple(token for delta in self.deltas if delta.tokens for token in delta.tokens.ids)
+
+    @property
+    def done(self) -> ChoiceDone:
+        (done,) = [event for event in self.events if isinstance(event, ChoiceDone)]
+        return done
+
+    @property
+    def usage(self) -> Usage:
+        assert isinstance(self.events[-1], Completed)
+        return self.events[-1].usage
 
 
-async def answer(system: System, request: CompletionRequest, call: Call | None = None) -> list[Event]:
-    """Every event of a completion."""
-    return await rest_of(system.gateway.complete(request, call or Call("request-1")))
+def call(deadline_in_s: float | None = None) -> Call:
+    deadline_s = None if deadline_in_s is None else asyncio.get_running_loop().time() + deadline_in_s
+    return Call(f"request-{next(_request_ids)}", deadline_s)
 
 
-async def rest_of(events: AsyncIterator[Event]) -> list[Event]:
-    """What an iterator still has."""
-
-    async def read() -> list[Event]:
-        return [event async for event in events]
-
-    return await soon(read(), 4 * LIMIT_S)
+def completion(prompt: str | tuple[int, ...] = "text", **options: object) -> CompletionRequest:
+    return CompletionRequest(MODEL, prompt, GenerationOptions(**options))  # type: ignore[arg-type]
 
 
-def text_of(events: Sequence[Event]) -> str:
-    """What a reader would see."""
-    return "".join(event.text for event in events if isinstance(event, Delta))
+def stop(**choices: object) -> StopChoices:
+    return StopChoices(**choices)  # type: ignore[arg-type]
 
 
-def done_of(events: Sequence[Event]) -> ChoiceDone:
-    """The end of the only choice."""
-    (done,) = (event for event in events if isinstance(event, ChoiceDone))
-    return done
+async def hear(events: AsyncGenerator[Event, None]) -> Heard:
+    heard = Heard()
+    async with aclosing(events):
+        while (event := await soon(anext(events, None))) is not None:
+            heard.events.append(event)
+    return heard
 
 
-async def until_idle(system: System) -> None:
-    """Waits until no engine holds a sequence."""
-    await until(lambda: all(r.engine.state().running + r.engine.state().waiting == 0 for r in system.replicas))
+async def complete(system: System, request: CompletionRequest | None = None, **options: object) -> Heard:
+    return await hear(system.gateway.complete(request or completion(**options), call()))
 
 
-async def test_a_chat_is_started_told_ended_and_accounted(chatml_tokenizer: HuggingFaceTokenizer) -> None:
-    ids = chatml_tokenizer.encode("the user said")
-    request = ChatRequest(MODEL, (Message(Role.SYSTEM, "is a system"), Message(Role.USER, "text")))
-    counted = sample("llama31_requests_total", model=MODEL, method="chat", outcome="END_OF_TURN")
-    async with running_gateway(chatml_tokenizer, Script(answer=says(*ids))) as system:
-        events = [event async for event in system.gateway.chat(request, Call("chat-1"))]
-        started, *deltas, done, completed = events
-        assert isinstance(started, Started)
-        assert (started.model, started.replica_id, started.prompt_token_ids) == (MODEL, "replica-1", ())
-        assert started.response_id.startswith("chat-1-")
-        assert started.prompt_tokens == system.engine.state().prompt_tokens_total
-        assert all(isinstance(delta, Delta) for delta in deltas)
-        assert text_of(events) == "the user said"
-        assert done == ChoiceDone(0, FinishReason.END_OF_TURN)
-        assert isinstance(completed, Completed)
-        usage = completed.usage
-        assert (usage.prompt_tokens, usage.output_tokens) == (started.prompt_tokens, len(ids))
-        assert 0 < usage.first_token_s <= usage.total_s
-    assert sample("llama31_requests_total", model=MODEL, method="chat", outcome="END_OF_TURN") == counted + 1
-    assert sample("llama31_streams_open", model=MODEL) == 0
+def answers(tokenizer: HuggingFaceTokenizer, text: str, then: Sequence[int] = (END_OF_TURN_ID,)) -> Script:
+    return Script(answer=says(*tokenizer.encode(text), *then))
 
 
-@pytest.mark.parametrize(
-    ("stop", "script", "reason", "output_tokens"),
-    [
-        pytest.param(StopChoices(), says(20, 21), FinishReason.END_OF_TURN, 2, id="the model's end"),
-        pytest.param(StopChoices(3), endless, FinishReason.MAX_OUTPUT_TOKENS, 3, id="the caller's limit"),
-        pytest.param(StopChoices(), endless, FinishReason.MAX_OUTPUT_TOKENS, 64, id="the service's limit"),
-        pytest.param(
-            StopChoices(stop_token_ids=(CALLER_STOP,)), says(20, CALLER_STOP), FinishReason.STOP_SEQUENCE, 2, id="stop"
-        ),
-        # 2 ends a turn of this model whoever else names it.
-        pytest.param(StopChoices(stop_token_ids=(2,)), says(20, 2), FinishReason.END_OF_TURN, 2, id="the model's stop"),
-    ],
-)
-async def test_each_end_has_its_reason(
-    chatml_tokenizer: HuggingFaceTokenizer, stop: StopChoices, script: Any, reason: FinishReason, output_tokens: int
+async def test_chat_events_come_in_order(chatml_tokenizer: HuggingFaceTokenizer) -> None:
+    messages = (Message(Role.USER, "the user"),)
+    async with running_gateway(chatml_tokenizer, answers(chatml_tokenizer, "Hello there")) as system:
+        heard = await hear(system.gateway.chat(ChatRequest(MODEL, messages), call()))
+        prompt = ChatmlPrompt(chatml_tokenizer).encode_dialog(messages)
+        kinds = [type(event) for event in heard.events]
+        assert kinds == [Started, *[Delta] * (len(kinds) - 3), ChoiceDone, Completed]
+        assert heard.text == "Hello there"
+        assert heard.done == ChoiceDone(0, FinishReason.END_OF_TURN)
+        assert (heard.started.replica_id, heard.started.model) == ("replica-1", MODEL)
+        assert (heard.started.prompt_tokens, heard.started.prompt_token_ids) == (len(prompt), ())
+        assert system.engine.state().prompt_tokens_total == len(prompt)
+        usage = heard.usage
+        assert usage.prompt_tokens == len(prompt)
+        assert usage.output_tokens == len(chatml_tokenizer.encode("Hello there")) + 1
+        assert 0 < usage.first_token_s <= usage.total_s < 5
+
+
+@pytest.mark.parametrize("prompt", ["some text", (10, 11, 12)])
+async def test_completion_takes_text_or_ids(
+    chatml_tokenizer: HuggingFaceTokenizer, prompt: str | tuple[int, ...], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    async with running_gateway(chatml_tokenizer, Script(answer=script)) as system:
-        events = await answer(system, completion(stop=stop))
-        assert done_of(events).finish_reason is reason
-        completed = events[-1]
-        assert isinstance(completed, Completed)
-        assert completed.usage.output_tokens == output_tokens
+    ids = tuple(chatml_tokenizer.encode(prompt)) if isinstance(prompt, str) else prompt
+    returns = ReturnChoices(token_ids=True, prompt_token_ids=True)
+    for threshold_chars in (20_000, 1):
+        monkeypatch.setattr("deployments.gateway.ENCODE_IN_THREAD_CHARS", threshold_chars)
+        async with running_gateway(chatml_tokenizer, Script()) as system:
+            heard = await complete(system, completion(prompt, returns=returns))
+            assert (heard.started.prompt_token_ids, heard.ids) == (ids, ids)
+            assert heard.text.encode() == chatml_tokenizer.decode_bytes(ids)
 
 
-async def test_an_answer_that_meets_the_context_says_so(chatml_tokenizer: HuggingFaceTokenizer) -> None:
-    async with running_gateway(chatml_tokenizer, Script(answer=endless)) as system:
-        events = await answer(system, completion((10,) * (CONTEXT_TOKENS - 5)))
-        assert done_of(events).finish_reason is FinishReason.CONTEXT_FULL
-        completed = events[-1]
-        assert isinstance(completed, Completed)
-        assert completed.usage.output_tokens == 5
-
-
-@pytest.mark.parametrize(("keep", "text"), [(False, "the user "), (True, "the user said")])
-async def test_a_stop_string_cuts_the_text_and_ends_the_sequence(
-    chatml_tokenizer: HuggingFaceTokenizer, keep: bool, text: str
-) -> None:
-    ids = chatml_tokenizer.encode("the user said" + " that" * 2000)
+@pytest.mark.parametrize(("keep", "text"), [(False, "one "), (True, "one STOP")])
+async def test_a_stop_string_cuts_and_cancels(chatml_tokenizer: HuggingFaceTokenizer, keep: bool, text: str) -> None:
+    ids = (*chatml_tokenizer.encode("one STOP and"), *[65] * 100_000)
     async with running_gateway(chatml_tokenizer, Script(answer=says(*ids), step_s=STEP_S)) as system:
-        stop = StopChoices(400, stop_sequences=("said",), keep_stop_text=keep)
-        events = await answer(system, completion(stop=stop))
-        assert text_of(events) == text
-        assert done_of(events) == ChoiceDone(0, FinishReason.STOP_SEQUENCE, "said")
-        await until_idle(system)
-        assert system.engine.state().output_tokens_total < 400
+        heard = await complete(system, stop=stop(stop_sequences=("never", "STOP"), keep_stop_text=keep))
+        assert (heard.text, heard.done) == (text, ChoiceDone(0, FinishReason.STOP_SEQUENCE, "STOP"))
+        assert heard.usage.output_tokens == len(chatml_tokenizer.encode("one STOP"))
+        await until(lambda: system.engine.state().running == 0)
+        assert system.engine.state().output_tokens_total < 64
+
+
+async def test_a_beginning_of_a_stop_string_is_let_go_at_the_end(chatml_tokenizer: HuggingFaceTokenizer) -> None:
+    async with running_gateway(chatml_tokenizer, answers(chatml_tokenizer, "one STO")) as system:
+        heard = await complete(system, stop=stop(stop_sequences=("STOP",)))
+        assert (heard.text, heard.done.finish_reason) == ("one STO", FinishReason.END_OF_TURN)
+
+
+ORDINARY_ID = 77
 
 
 @pytest.mark.parametrize(
-    ("request_", "error"),
+    ("last_id", "stop_ids", "reason"),
     [
-        pytest.param(completion(model="other"), ModelNotFound, id="unknown model"),
-        pytest.param(completion((10, 49152)), InvalidRequest, id="prompt id too large"),
-        pytest.param(completion((-1,)), InvalidRequest, id="negative prompt id"),
-        pytest.param(completion(stop=StopChoices(stop_token_ids=(49152,))), InvalidRequest, id="stop id"),
-        pytest.param(completion(sampling=SamplingChoices(logit_bias={49152: 1.0})), InvalidRequest, id="bias id"),
-        pytest.param(completion((10,) * CONTEXT_TOKENS), ContextTooLong, id="prompt fills the context"),
-        pytest.param(completion(stop=StopChoices(CONTEXT_TOKENS - 2)), ContextTooLong, id="output does not fit"),
+        (ORDINARY_ID, (ORDINARY_ID,), FinishReason.STOP_SEQUENCE),
+        (END_OF_TURN_ID, (ORDINARY_ID,), FinishReason.END_OF_TURN),
+        (END_OF_TEXT_ID, (), FinishReason.END_OF_TURN),
+        # What ends the model's turn anyway stays the end of the turn.
+        (END_OF_TURN_ID, (END_OF_TURN_ID,), FinishReason.END_OF_TURN),
     ],
 )
-async def test_what_cannot_be_served_is_refused_before_the_engine(
-    chatml_tokenizer: HuggingFaceTokenizer, request_: CompletionRequest, error: type[Llama31Error]
+async def test_whose_stop_token_it_was(
+    chatml_tokenizer: HuggingFaceTokenizer, last_id: int, stop_ids: tuple[int, ...], reason: FinishReason
 ) -> None:
-    async with running_gateway(chatml_tokenizer, Script()) as system:
-        with pytest.raises(error):
-            await answer(system, request_)
+    async with running_gateway(chatml_tokenizer, Script(answer=says(70, 71, last_id))) as system:
+        heard = await complete(system, stop=stop(stop_token_ids=stop_ids))
+        assert (heard.done.finish_reason, heard.usage.output_tokens) == (reason, 3)
+
+
+@pytest.mark.parametrize(
+    ("prompt_tokens", "wanted", "output_tokens", "reason"),
+    [
+        (10, 5, 5, FinishReason.MAX_OUTPUT_TOKENS),
+        # The configured default, 64.
+        (10, None, 64, FinishReason.MAX_OUTPUT_TOKENS),
+        (90, None, 10, FinishReason.CONTEXT_FULL),
+        (99, None, 1, FinishReason.CONTEXT_FULL),
+        (90, 10, 10, FinishReason.MAX_OUTPUT_TOKENS),
+    ],
+)
+async def test_length_limits(
+    chatml_tokenizer: HuggingFaceTokenizer,
+    prompt_tokens: int,
+    wanted: int | None,
+    output_tokens: int,
+    reason: FinishReason,
+) -> None:
+    async with running_gateway(chatml_tokenizer, Script(answer=endless), max_model_tokens=100) as system:
+        heard = await complete(system, completion((10,) * prompt_tokens, stop=stop(max_output_tokens=wanted)))
+        assert (heard.usage.output_tokens, heard.done.finish_reason) == (output_tokens, reason)
+
+
+REFUSALS: dict[str, tuple[CompletionRequest, Llama31Error]] = {
+    "no room": (completion((10,) * 100), ContextTooLong(100, 1, 100)),
+    "too long a prompt": (completion((10,) * 500), ContextTooLong(500, 1, 100)),
+    "too much wanted": (completion((10,) * 90, stop=stop(max_output_tokens=11)), ContextTooLong(90, 11, 100)),
+    "unknown model": (replace(completion(), model="other"), ModelNotFound("other", (MODEL,))),
+    "prompt id": (completion((1, 49_152)), InvalidRequest("spec.tokens.ids", "")),
+    "negative id": (completion((-1,)), InvalidRequest("spec.tokens.ids", "")),
+    "stop id": (completion(stop=stop(stop_token_ids=(49_152,))), InvalidRequest("spec.stop.stop_token_ids", "")),
+    "bias id": (
+        completion(sampling=SamplingChoices(logit_bias={99_999: 1.0})),
+        InvalidRequest("spec.sampling.logit_bias", ""),
+    ),
+}
+
+
+@pytest.mark.parametrize("name", REFUSALS)
+async def test_refused_before_any_replica_hears_of_it(chatml_tokenizer: HuggingFaceTokenizer, name: str) -> None:
+    request, expected = REFUSALS[name]
+    async with running_gateway(chatml_tokenizer, Script(), max_model_tokens=100) as system:
+        with pytest.raises(type(expected)) as caught:
+            await complete(system, request)
+        if isinstance(expected, InvalidRequest):
+            assert isinstance(caught.value, InvalidRequest)
+            assert caught.value.field == expected.field
+            assert "outside the vocabulary of 49152" in caught.value.message
+        else:
+            assert caught.value.args == expected.args
         assert system.engine.state().steps_total == 0
-        assert sample("llama31_streams_open", model=MODEL) == 0
 
 
-async def test_the_largest_output_that_fits_is_admitted(chatml_tokenizer: HuggingFaceTokenizer) -> None:
-    async with running_gateway(chatml_tokenizer, Script()) as system:
-        events = await answer(system, completion(stop=StopChoices(CONTEXT_TOKENS - len(PROMPT))))
-        assert done_of(events).finish_reason is FinishReason.END_OF_TURN
-
-
-async def test_a_request_id_is_taken_while_in_flight_only(chatml_tokenizer: HuggingFaceTokenizer) -> None:
+async def test_a_duplicate_request_id_is_refused_while_in_flight(chatml_tokenizer: HuggingFaceTokenizer) -> None:
     async with running_gateway(chatml_tokenizer, SLOW) as system:
         first = system.gateway.complete(completion(), Call("same"))
-        assert isinstance(await soon(anext(first)), Started)
-        with pytest.raises(DuplicateRequest):
-            await answer(system, completion(), Call("same"))
+        await soon(anext(first))
+        with pytest.raises(DuplicateRequest, match="same"):
+            await hear(system.gateway.complete(completion(), Call("same")))
         await first.aclose()
-        events = await answer(system, completion(stop=StopChoices(2)), Call("same"))
-        assert isinstance(events[-1], Completed)
+        heard = await hear(system.gateway.complete(completion(stop=stop(max_output_tokens=2)), Call("same")))
+        assert heard.usage.output_tokens == 2
 
 
-async def test_a_deadline_ends_the_sequence(chatml_tokenizer: HuggingFaceTokenizer) -> None:
-    counted = sample("llama31_requests_total", model=MODEL, method="complete", outcome="DEADLINE_EXCEEDED")
+@pytest.mark.parametrize(("script", "stage"), [(SLOW, "decode"), (STUCK, "prefill")])
+async def test_the_deadline_cancels(chatml_tokenizer: HuggingFaceTokenizer, script: Script, stage: str) -> None:
+    async with running_gateway(chatml_tokenizer, script) as system:
+        with pytest.raises(DeadlineExceeded) as caught:
+            await hear(system.gateway.complete(completion(), call(deadline_in_s=0.05)))
+        assert caught.value.stage == stage
+        await until(lambda: system.engine.state().running == system.engine.state().waiting == 0)
+
+
+async def test_the_soft_time_limit_ends_with_what_there_is(chatml_tokenizer: HuggingFaceTokenizer) -> None:
     async with running_gateway(chatml_tokenizer, SLOW) as system:
-        deadline_s = asyncio.get_running_loop().time() + 0.2
-        with pytest.raises(DeadlineExceeded):
-            await answer(system, completion(stop=StopChoices(500)), Call("late", deadline_s))
-        await until_idle(system)
-    assert sample("llama31_requests_total", model=MODEL, method="complete", outcome="DEADLINE_EXCEEDED") == counted + 1
+        heard = await complete(system, stop=stop(time_limit_s=0.05))
+        assert heard.done.finish_reason is FinishReason.TIME_LIMIT
+        assert 0 < heard.usage.output_tokens < 64
+        assert len(heard.text) == heard.usage.output_tokens
+        await until(lambda: system.engine.state().running == 0)
 
 
-async def test_a_time_limit_ends_softly(chatml_tokenizer: HuggingFaceTokenizer) -> None:
+@pytest.mark.parametrize("after", [Started, Delta])
+async def test_closing_early_cancels_in_the_engine(chatml_tokenizer: HuggingFaceTokenizer, after: type[Event]) -> None:
     async with running_gateway(chatml_tokenizer, SLOW) as system:
-        events = await answer(system, completion(stop=StopChoices(500, time_limit_s=0.2)))
-        assert done_of(events).finish_reason is FinishReason.TIME_LIMIT
-        assert isinstance(events[-1], Completed)
-        await until_idle(system)
-
-
-async def test_closing_the_iterator_ends_the_sequence(chatml_tokenizer: HuggingFaceTokenizer) -> None:
-    counted = sample("llama31_requests_total", model=MODEL, method="complete", outcome="CANCELLED")
-    async with running_gateway(chatml_tokenizer, SLOW) as system:
-        events = system.gateway.complete(completion(stop=StopChoices(500)), Call("gone"))
-        assert isinstance(await soon(anext(events)), Started)
-        assert isinstance(await soon(anext(events)), Delta)
+        events = system.gateway.complete(completion(stop=stop(max_output_tokens=400)), call())
+        while not isinstance(await soon(anext(events)), after):
+            pass
+        await until(lambda: system.engine.state().running == 1)
         await events.aclose()
-        await until_idle(system)
-    assert sample("llama31_requests_total", model=MODEL, method="complete", outcome="CANCELLED") == counted + 1
+        await until(lambda: system.engine.state().running == 0)
+        assert system.engine.state().kv_tokens_used == 0
+        assert system.fleet.snapshots()[0].outstanding_tokens == 0
 
 
-async def test_a_replica_lost_before_the_first_token_is_replaced(chatml_tokenizer: HuggingFaceTokenizer) -> None:
-    silent = Script(answer=endless, fail_at_step=0)
-    async with running_gateway(chatml_tokenizer, silent, Script()) as system:
-        events = await answer(system, completion())
-        started = events[0]
+async def test_a_replica_lost_before_its_first_token_is_replaced(chatml_tokenizer: HuggingFaceTokenizer) -> None:
+    async with running_gateway(chatml_tokenizer, STUCK, answers(chatml_tokenizer, "Hello")) as system:
+        events = system.gateway.complete(completion(), call())
+        started = await soon(anext(events))
         assert isinstance(started, Started)
         assert started.replica_id == "replica-1"
-        assert sum(isinstance(event, Started) for event in events) == 1
-        assert done_of(events).finish_reason is FinishReason.END_OF_TURN
-        assert system.replicas[1].engine.state().output_tokens_total == len(PROMPT)
+        await until(lambda: system.engine.state().waiting == 1)
+        await system.replicas[0].kill()
+        heard = await hear(events)
+        assert not any(isinstance(event, Started) for event in heard.events)
+        assert (heard.text, heard.done.finish_reason) == ("Hello", FinishReason.END_OF_TURN)
 
 
-async def test_a_second_loss_is_told(chatml_tokenizer: HuggingFaceTokenizer) -> None:
-    silent = Script(answer=endless, fail_at_step=0)
-    async with running_gateway(chatml_tokenizer, silent, silent) as system:
+async def test_an_engine_that_fails_at_once_is_replaced(chatml_tokenizer: HuggingFaceTokenizer) -> None:
+    broken = Script(fail_at_step=0)
+    async with running_gateway(chatml_tokenizer, broken, answers(chatml_tokenizer, "Hello")) as system:
+        assert (await complete(system)).text == "Hello"
+        assert len(system.replicas[0].failures) == 1
+
+
+async def test_only_one_replacement(chatml_tokenizer: HuggingFaceTokenizer) -> None:
+    broken = Script(fail_at_step=0)
+    async with running_gateway(chatml_tokenizer, broken, broken, answers(chatml_tokenizer, "Hello")) as system:
+        with pytest.raises(StreamInterrupted, match="after 0 tokens") as caught:
+            await complete(system)
+        assert caught.value.replica_id == "replica-2"
+
+
+async def test_nobody_to_replace_it(chatml_tokenizer: HuggingFaceTokenizer) -> None:
+    async with running_gateway(chatml_tokenizer, Script(fail_at_step=0)) as system:
+        with pytest.raises(NoReadyReplica):
+            await complete(system)
+
+
+async def test_a_replica_lost_after_tokens_interrupts_with_the_count(chatml_tokenizer: HuggingFaceTokenizer) -> None:
+    async with running_gateway(chatml_tokenizer, SLOW, SLOW) as system:
+        events = system.gateway.complete(completion(stop=stop(max_output_tokens=400)), call())
+        heard = Heard()
+        while len(heard.text) < 3:
+            heard.events.append(await soon(anext(events)))
+        await system.replicas[0].kill()
         with pytest.raises(StreamInterrupted) as caught:
-            await answer(system, completion())
-        assert (caught.value.replica_id, caught.value.tokens_sent) == ("replica-2", 0)
-
-
-async def test_a_replica_lost_after_tokens_is_told_with_their_count(chatml_tokenizer: HuggingFaceTokenizer) -> None:
-    # Late enough that the first token has long been read: one that was not is replaced.
-    dying = Script(answer=endless, step_s=STEP_S, fail_at_step=300)
-    async with running_gateway(chatml_tokenizer, dying, Script()) as system:
-        with pytest.raises(StreamInterrupted) as caught:
-            await answer(system, completion())
-        assert caught.value.replica_id == "replica-1"
-        assert 0 < caught.value.tokens_sent <= 300
+            while True:
+                heard.events.append(await soon(anext(events)))
+        # Every token here is one character.
+        assert (caught.value.replica_id, caught.value.tokens_sent) == ("replica-1", len(heard.text))
         assert system.replicas[1].engine.state().steps_total == 0
 
 
-async def test_a_connection_lost_after_tokens_is_told(chatml_tokenizer: HuggingFaceTokenizer) -> None:
-    async with running_gateway(chatml_tokenizer, SLOW) as system:
-        events = system.gateway.complete(completion(stop=StopChoices(500)), Call("cut"))
-        assert isinstance(await soon(anext(events)), Started)
-        assert isinstance(await soon(anext(events)), Delta)
+async def test_a_token_that_is_held_back_counts_as_work_begun(chatml_tokenizer: HuggingFaceTokenizer) -> None:
+    """Half a character has gone into the decoder: another replica's answer must not follow it."""
+    half = chatml_tokenizer.encode("é")[:1]
+    assert len(chatml_tokenizer.encode("é")) == 2
+    script = replace(ONE_TOKEN, answer=says(*half, 65, 65))
+    async with running_gateway(chatml_tokenizer, script, answers(chatml_tokenizer, "Hello")) as system:
+        before = sample("llama31_ttft_seconds_count", model=MODEL)
+        events = system.gateway.complete(completion(), call())
+        await soon(anext(events))
+        following = asyncio.ensure_future(anext(events))
+        await until(lambda: sample("llama31_ttft_seconds_count", model=MODEL) == before + 1)
         await system.replicas[0].kill()
-        with pytest.raises(StreamInterrupted) as caught:
-            await rest_of(events)
-        assert caught.value.tokens_sent > 0
+        with pytest.raises(StreamInterrupted, match="after 1 tokens"):
+            await soon(following)
 
 
-async def test_without_a_replica_the_model_is_unavailable(chatml_tokenizer: HuggingFaceTokenizer) -> None:
+async def test_no_replica(chatml_tokenizer: HuggingFaceTokenizer) -> None:
     async with running_gateway(chatml_tokenizer) as system:
         with pytest.raises(NoReadyReplica) as caught:
-            await answer(system, completion())
-        assert caught.value.phase == "unavailable"
+            await complete(system)
+        assert caught.value.args == (MODEL, "unavailable")
+        await system.directory.announce(ReplicaRecord("replica-1", 1, MODEL, "tp1", "warming up"))
+        await until(lambda: system.fleet.records())
+        with pytest.raises(NoReadyReplica) as caught:
+            await complete(system)
+        assert caught.value.args == (MODEL, "loading")
+        assert system.gateway.models()[0].state == "loading"
+
+
+async def test_model_status_follows_the_fleet(chatml_tokenizer: HuggingFaceTokenizer) -> None:
+    async with running_gateway(chatml_tokenizer, SLOW, SLOW) as system:
         (status,) = system.gateway.models()
-        assert (status.state, status.ready_replicas) == ("unavailable", 0)
+        assert (status.name, status.state, status.ready_replicas) == (MODEL, "ready", 2)
+        assert (status.context_tokens, status.tensor_parallel, status.pipeline_parallel) == (512, 1, 1)
+        version = system.gateway.models_version
+        await system.replicas[0].kill()
+        assert await soon(system.gateway.wait_models_changed(version)) > version
+        await until(lambda: system.gateway.models()[0].state == "degraded")
+        await system.replicas[1].kill()
+        await until(lambda: system.gateway.models()[0].state == "unavailable")
 
 
-async def test_columns_belong_to_the_text_they_come_with(chatml_tokenizer: HuggingFaceTokenizer) -> None:
-    ids = chatml_tokenizer.encode("that é said")
-    returns = ReturnChoices(token_ids=True, logprobs=True, prompt_token_ids=True)
-    async with running_gateway(chatml_tokenizer, Script(answer=says(*ids), step_s=STEP_S)) as system:
-        events = await answer(system, completion(returns=returns))
-        assert isinstance(events[0], Started)
-        assert events[0].prompt_token_ids == PROMPT
-        told: list[int] = []
-        for event in events:
-            if isinstance(event, Delta):
-                assert event.tokens is not None
-                assert chatml_tokenizer.decode_bytes(event.tokens.ids).decode() == event.text
-                assert len(event.tokens.logprobs) == len(event.tokens.ids)
-                told.extend(event.tokens.ids)
-        assert told == ids
-        assert text_of(events) == "that é said"
+@pytest.mark.parametrize("text", ["the user said", "é ü 漢字 🦙", "a\nb STO c STOP"])
+async def test_columns_belong_to_the_released_text(chatml_tokenizer: HuggingFaceTokenizer, text: str) -> None:
+    ids = (*chatml_tokenizer.encode(text), END_OF_TURN_ID)
+    script = Script(answer=says(*ids), step_s=0.001)
+    async with running_gateway(chatml_tokenizer, script) as system:
+        heard = await complete(
+            system,
+            returns=ReturnChoices(token_ids=True, logprobs=True, top_logprobs=0),
+            stop=stop(max_output_tokens=200),
+        )
+        assert (heard.text, heard.ids) == (text, ids)
+        shown_text, shown_ids = "", []
+        for delta in heard.deltas:
+            shown_text += delta.text
+            if delta.tokens is not None:
+                shown_ids.extend(delta.tokens.ids)
+                assert delta.tokens.logprobs == (0.0,) * len(delta.tokens.ids)
+            ordinary = [token for token in shown_ids if token not in chatml_tokenizer.special_ids]
+            assert chatml_tokenizer.decode_bytes(ordinary).decode() == shown_text
+        assert heard.usage.output_tokens == len(ids)
 
 
 @pytest.mark.parametrize(
-    ("chosen", "temperature", "top_p"),
+    ("returns", "has_text", "has_ids"),
     [
-        pytest.param(SamplingChoices(), 0.2, 0.9, id="the model's defaults"),
-        pytest.param(SamplingChoices(temperature=0.0, top_p=0.5, seed=7), 0.0, 0.5, id="zero is a choice"),
+        (ReturnChoices(), True, False),
+        (ReturnChoices(token_ids=True), True, True),
+        (ReturnChoices(text=False, token_ids=True), False, True),
+        (ReturnChoices(text=False), False, False),
     ],
 )
-async def test_the_engine_gets_explicit_values_and_the_seed_is_told(
-    chatml_tokenizer: HuggingFaceTokenizer, chosen: SamplingChoices, temperature: float, top_p: float
+async def test_only_what_was_asked_for_is_returned(
+    chatml_tokenizer: HuggingFaceTokenizer, returns: ReturnChoices, has_text: bool, has_ids: bool
 ) -> None:
+    async with running_gateway(chatml_tokenizer, answers(chatml_tokenizer, "Hello")) as system:
+        heard = await complete(system, returns=returns)
+        assert (heard.text, bool(heard.ids)) == ("Hello" * has_text, has_ids)
+        assert bool(heard.deltas) == (has_text or has_ids)
+        assert heard.usage.output_tokens == len(chatml_tokenizer.encode("Hello")) + 1
+
+
+DEFAULT_SAMPLING = Sampling(temperature=0.2, top_p=0.9)
+DEFAULT_LIMITS = Limits(64, 0, (2, 0))
+CHOSEN = SamplingChoices(0.0, 0.0, 0, 0.0, 0.0, 0.0, 0.0, 0, {7: -1.0})
+ALL_ZERO = Sampling(0.0, 0.0, 0, 0.0, 0.0, 0.0, 0.0, 0, {7: -1.0})
+
+RESOLVED: dict[str, tuple[CompletionRequest, dict[str, object]]] = {
+    "defaults": (completion(), {"sampling": DEFAULT_SAMPLING, "limits": DEFAULT_LIMITS, "top_logprobs": None}),
+    "zero is a choice": (completion(sampling=CHOSEN), {"sampling": ALL_ZERO}),
+    "limits": (
+        completion(stop=stop(max_output_tokens=9, min_output_tokens=4, stop_token_ids=(77,))),
+        {"limits": Limits(9, 4, (2, 0, 77))},
+    ),
+    "a minimum above the limit": (completion(stop=stop(min_output_tokens=400)), {"limits": Limits(64, 64, (2, 0))}),
+    "ignore_eos": (completion(stop=stop(ignore_eos=True)), {"limits": Limits(64, 0, (), ignore_eos=True)}),
+    "logprobs": (completion(returns=ReturnChoices(logprobs=True)), {"top_logprobs": 0}),
+    "top logprobs": (completion(returns=ReturnChoices(logprobs=True, top_logprobs=5)), {"top_logprobs": 5}),
+    "priority": (completion(priority=Priority.BATCH), {"priority": 2}),
+}
+
+
+@pytest.mark.parametrize("name", RESOLVED)
+async def test_defaults_are_resolved_before_the_engine(chatml_tokenizer: HuggingFaceTokenizer, name: str) -> None:
+    request, expected = RESOLVED[name]
     seen: list[EngineRequest] = []
 
-    def note(request: EngineRequest) -> Sequence[int]:
-        seen.append(request)
-        return (20,)
+    def answer(engine_request: EngineRequest) -> Sequence[int]:
+        seen.append(engine_request)
+        return (END_OF_TURN_ID,)
 
-    async with running_gateway(chatml_tokenizer, Script(answer=note)) as system:
-        events = await answer(system, completion(sampling=chosen))
-        sampling = seen[0].sampling
-        # Floats cross the wire in single precision.
-        assert sampling.temperature == pytest.approx(temperature, abs=1e-6)
-        assert sampling.top_p == pytest.approx(top_p, abs=1e-6)
-        assert isinstance(events[0], Started)
-        assert events[0].seed == sampling.seed
-        assert chosen.seed in (None, sampling.seed)
+    async with running_gateway(chatml_tokenizer, Script(answer=answer)) as system:
+        heard = await complete(system, request)
+    (arrived,) = seen
+    assert heard.started.seed == arrived.sampling.seed
+    if "sampling" not in expected or expected["sampling"] is DEFAULT_SAMPLING:
+        arrived = replace(arrived, sampling=replace(arrived.sampling, seed=0))
+    # Floats cross the wire in single precision.
+    rounded = replace(
+        arrived.sampling,
+        temperature=round(arrived.sampling.temperature, 6),
+        top_p=round(arrived.sampling.top_p, 6),
+    )
+    arrived = replace(arrived, sampling=rounded)
+    assert {key: getattr(arrived, key) for key in expected} == expected
 
 
-async def test_text_and_ids_are_translated_for_the_served_model_only(chatml_tokenizer: HuggingFaceTokenizer) -> None:
+async def test_the_seed_is_told(chatml_tokenizer: HuggingFaceTokenizer) -> None:
     async with running_gateway(chatml_tokenizer, Script()) as system:
-        ids = system.gateway.tokenize(MODEL, "the user", add_special_tokens=False)
-        assert system.gateway.detokenize(MODEL, ids) == b"the user"
-        with pytest.raises(ModelNotFound):
-            system.gateway.tokenize("other", "the user", add_special_tokens=False)
-        with pytest.raises(InvalidRequest):
-            system.gateway.detokenize(MODEL, [49152])
-        (status,) = system.gateway.models()
-        assert (status.state, status.ready_replicas, status.context_tokens) == ("ready", 1, CONTEXT_TOKENS)
+        chosen = await complete(system, sampling=SamplingChoices(seed=2**63 - 1))
+        drawn = {(await complete(system)).started.seed for _ in range(4)}
+    assert chosen.started.seed == 2**63 - 1
+    assert len(drawn) == 4
+    assert all(0 <= seed < 2**63 for seed in drawn)
+
+
+async def test_text_and_ids_both_ways(chatml_tokenizer: HuggingFaceTokenizer) -> None:
+    async with running_gateway(chatml_tokenizer) as system:
+        ids = system.gateway.tokenize(MODEL, "the <|im_end|>", add_special_tokens=True)
+        assert ids == chatml_tokenizer.encode("the <|im_end|>")
+        assert system.gateway.detokenize(MODEL, [*ids, 2]) == b"the <|im_end|><|im_end|>"
+        for refused in (
+            lambda: system.gateway.tokenize("other", "x", False),
+            lambda: system.gateway.detokenize("other", []),
+        ):
+            with pytest.raises(ModelNotFound):
+                refused()
+        for token in (-1, 49_152, 2**31):
+            with pytest.raises(InvalidRequest):
+                system.gateway.detokenize(MODEL, [token])
+
+
+async def close_after_start(system: System) -> None:
+    events = system.gateway.complete(completion(), call())
+    await anext(events)
+    await events.aclose()
+
+
+async def miss_deadline(system: System) -> None:
+    await hear(system.gateway.complete(completion(), call(deadline_in_s=0.02)))
+
+
+async def answer_fully(system: System) -> None:
+    await complete(system, stop=stop(max_output_tokens=3))
+
+
+async def ask_too_much(system: System) -> None:
+    await complete(system, completion((10,) * 600))
+
+
+OUTCOMES: list[tuple[Script, Callable[[System], object], str, int]] = [
+    (Script(answer=says(70, 71, 2)), answer_fully, "END_OF_TURN", 3),
+    (Script(answer=endless), answer_fully, "MAX_OUTPUT_TOKENS", 3),
+    (SLOW, close_after_start, "CANCELLED", 0),
+    (STUCK, miss_deadline, DeadlineExceeded.reason, 0),
+    (SLOW, ask_too_much, ContextTooLong.reason, 0),
+    (Script(fail_at_step=0), answer_fully, NoReadyReplica.reason, 0),
+]
+
+
+@pytest.mark.parametrize(("script", "act", "outcome", "tokens"), OUTCOMES, ids=[row[2] for row in OUTCOMES])
+async def test_every_end_is_counted_once(
+    chatml_tokenizer: HuggingFaceTokenizer, script: Script, act: Callable[[System], object], outcome: str, tokens: int
+) -> None:
+    def counted() -> dict[str, float]:
+        return {
+            name: sample("llama31_requests_total", model=MODEL, method="complete", outcome=name)
+            for name in {row[2] for row in OUTCOMES}
+        }
+
+    async with running_gateway(chatml_tokenizer, script) as system:
+        before, tokens_before = counted(), sample("llama31_output_tokens_total", model=MODEL)
+        try:
+            await act(system)  # type: ignore[misc]
+        except Llama31Error as error:
+            assert error.reason == outcome
+        after = counted()
+        assert {name: after[name] - before[name] for name in after if after[name] != before[name]} == {outcome: 1}
+        assert sample("llama31_output_tokens_total", model=MODEL) - tokens_before == tokens
+        assert sample("llama31_streams_open", model=MODEL) == 0
+
+
+async def test_times_are_observed(chatml_tokenizer: HuggingFaceTokenizer) -> None:
+    names = ("llama31_ttft_seconds_count", "llama31_prompt_tokens_total")
+    async with running_gateway(chatml_tokenizer, SLOW) as system:
+        before = [sample(name, model=MODEL) for name in names]
+        gaps_before = sample("llama31_inter_token_seconds_count", model=MODEL)
+        await complete(system, completion((10, 11, 12), stop=stop(max_output_tokens=4)))
+        assert [sample(name, model=MODEL) - old for name, old in zip(names, before, strict=True)] == [1, 3]
+        assert 1 <= sample("llama31_inter_token_seconds_count", model=MODEL) - gaps_before <= 3
+
+
+class BrokenRouter:
+    """A bug in a policy."""
+
+    def route(self, request: RequestFeatures, replicas: Sequence[ReplicaSnapshot]) -> Route:
+        raise ZeroDivisionError
+
+
+async def test_a_bug_is_counted_as_one(chatml_tokenizer: HuggingFaceTokenizer) -> None:
+    codec = ModelCodec(chatml_tokenizer, ChatmlPrompt(chatml_tokenizer))
+    async with running_fleet() as (fleet, _, _):
+        gateway = ServiceGateway(gateway_config(), codec, fleet, BrokenRouter(), process_metrics())
+        labels = {"model": MODEL, "method": "complete", "outcome": "INTERNAL"}
+        before = sample("llama31_requests_total", **labels)
+        with pytest.raises(ZeroDivisionError):
+            await hear(gateway.complete(completion(), call()))
+        assert sample("llama31_requests_total", **labels) == before + 1
+
+
+async def test_many_streams_at_once(chatml_tokenizer: HuggingFaceTokenizer) -> None:
+    async with running_gateway(chatml_tokenizer, Script(step_s=0.001), Script(step_s=0.001)) as system:
+        prompts = [tuple(range(100 + i, 120 + i)) for i in range(64)]
+        returns = ReturnChoices(token_ids=True)
+        all_heard = await asyncio.gather(*(complete(system, completion(p, returns=returns)) for p in prompts))
+        assert [heard.ids for heard in all_heard] == prompts
+        assert {heard.started.replica_id for heard in all_heard} == {"replica-1", "replica-2"}
+
+
+def test_top_logprobs_are_split_with_their_tokens(chatml_tokenizer: HuggingFaceTokenizer) -> None:
+    """`top_k` entries a token stay with it while it waits for the rest of its character."""
+    first, second = chatml_tokenizer.encode("é")
+    codec = ModelCodec(chatml_tokenizer, ChatmlPrompt(chatml_tokenizer))
+    options = GenerationOptions(returns=ReturnChoices(logprobs=True, top_logprobs=2))
+    answer = Answer(codec, options, (2, 0), is_limited_by_context=False)
+    columns = TokenColumns((70, first), (-0.1, -0.2), 2, (1, 2, 3, 4), (-1.0, -2.0, -3.0, -4.0))
+    (delta,) = answer.add(EngineOutput("a", columns))
+    assert isinstance(delta, Delta)
+    assert delta.tokens == TokenColumns((70,), (-0.1,), 2, (1, 2), (-1.0, -2.0))
+    rest = TokenColumns((second,), (-0.3,), 2, (5, 6), (-5.0, -6.0))
+    (delta,) = answer.add(EngineOutput("a", rest))
+    assert isinstance(delta, Delta)
+    assert delta.text == "é"
+    assert delta.tokens == TokenColumns((first, second), (-0.2, -0.3), 2, (3, 4, 5, 6), (-3.0, -4.0, -5.0, -6.0))
+    assert list(answer.end(FinishReason.TIME_LIMIT)) == [ChoiceDone(0, FinishReason.TIME_LIMIT)]
+    assert (answer.is_done, answer.output_tokens) == (True, 3)
+
+
+def test_accounting_comes_from_the_first_and_the_last_output(chatml_tokenizer: HuggingFaceTokenizer) -> None:
+    codec = ModelCodec(chatml_tokenizer, ChatmlPrompt(chatml_tokenizer))
+    answer = Answer(codec, GenerationOptions(), (2, 0), is_limited_by_context=False)
+    assert answer.usage(5, 1.0, 2.0) == Usage(5, 0, 0, 0.0, 0.0, 0.0, 1.0)
+    outputs = (
+        EngineOutput("a", TokenColumns((70,)), None, 3, 0.25, 0.5),
+        EngineOutput("a", TokenColumns((71,))),
+        EngineOutput("a", TokenColumns((2,)), FinishReason.END_OF_TURN, 4, 0.25, 0.75),
+    )
+    for output in outputs[:2]:
+        list(answer.add(output))
+    assert answer.usage(5, 1.0, 2.0) == Usage(5, 3, 2, 0.25, 0.5, 0.0, 1.0)
+    list(answer.add(outputs[2]))
+    answer.first_token_s = 1.5
+    assert answer.usage(5, 1.0, 2.0) == Usage(5, 4, 3, 0.25, 0.75, 0.5, 1.0)
