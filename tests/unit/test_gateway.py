@@ -140,7 +140,7 @@ def answers(tokenizer: HuggingFaceTokenizer, text: str, then: Sequence[int] = (E
 async def test_chat_events_come_in_order(chatml_tokenizer: HuggingFaceTokenizer) -> None:
     messages = (Message(Role.USER, "the user"),)
     async with running_gateway(chatml_tokenizer, answers(chatml_tokenizer, "Hello there")) as system:
-        heard = await hear(system.gateway.chat(ChatRequest(MODEL, messages), call()))
+        heard = await hear(system.gateway.chat(ChatRequest(MODEL, messages), Call("chat-1")))
         prompt = ChatmlPrompt(chatml_tokenizer).encode_dialog(messages)
         kinds = [type(event) for event in heard.events]
         assert kinds == [Started, *[Delta] * (len(kinds) - 3), ChoiceDone, Completed]
@@ -148,6 +148,7 @@ async def test_chat_events_come_in_order(chatml_tokenizer: HuggingFaceTokenizer)
         assert heard.done == ChoiceDone(0, FinishReason.END_OF_TURN)
         assert (heard.started.replica_id, heard.started.model) == ("replica-1", MODEL)
         assert (heard.started.prompt_tokens, heard.started.prompt_token_ids) == (len(prompt), ())
+        assert heard.started.response_id.startswith("chat-1-")
         assert system.engine.state().prompt_tokens_total == len(prompt)
         usage = heard.usage
         assert usage.prompt_tokens == len(prompt)
@@ -343,11 +344,22 @@ async def test_a_replica_lost_after_tokens_interrupts_with_the_count(chatml_toke
         while len(heard.text) < 3:
             heard.events.append(await soon(anext(events)))
         await system.replicas[0].kill()
-        with pytest.raises(StreamInterrupted) as caught:
+        with pytest.raises(StreamInterrupted) as caught:  # noqa: PT012  (what had arrived comes first)
             while True:
                 heard.events.append(await soon(anext(events)))
         # Every token here is one character.
         assert (caught.value.replica_id, caught.value.tokens_sent) == ("replica-1", len(heard.text))
+        assert system.replicas[1].engine.state().steps_total == 0
+
+
+async def test_an_engine_that_fails_after_tokens_interrupts(chatml_tokenizer: HuggingFaceTokenizer) -> None:
+    # Late enough that its first token has been read by then.
+    dying = Script(answer=endless, step_s=STEP_S, fail_at_step=20)
+    async with running_gateway(chatml_tokenizer, dying, Script()) as system:
+        with pytest.raises(StreamInterrupted, match="told to fail") as caught:
+            await complete(system)
+        assert caught.value.replica_id == "replica-1"
+        assert 0 < caught.value.tokens_sent <= 20
         assert system.replicas[1].engine.state().steps_total == 0
 
 
@@ -547,7 +559,7 @@ async def test_every_end_is_counted_once(
         try:
             await act(system)  # type: ignore[misc]
         except Llama31Error as error:
-            assert error.reason == outcome
+            assert error.reason == outcome  # noqa: PT017  (raised only in some rows)
         after = counted()
         assert {name: after[name] - before[name] for name in after if after[name] != before[name]} == {outcome: 1}
         assert sample("llama31_output_tokens_total", model=MODEL) - tokens_before == tokens
