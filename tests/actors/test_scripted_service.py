@@ -72,20 +72,23 @@ async def test_errors_reach_the_client_as_our_classes(service: tuple[ServiceConf
         assert await client.chat("hello", options=greedy(5)).text(), "the server keeps serving"
 
 
-async def test_worker_refuses_peers_without_the_cluster_token(service: tuple[ServiceConfig, str]) -> None:
+def test_worker_refuses_peers_without_the_cluster_token(service: tuple[ServiceConfig, str]) -> None:
+    # The blocking client: grpc.aio can lose a status that arrives while it writes (grpc issue 36066).
     address = ready_records()[0].address
     assert address is not None
+    hello = pb.ConnectRequest(hello=pb.Hello(ingress_id="intruder", epoch=1, protocol=1))
+    watch = pb.WatchRequest(ingress_id="intruder")
     for metadata in ((), (("authorization", "Bearer wrong"),)):
         for target in (f"unix:{address.unix_path}", address.target):
-            async with grpc.aio.insecure_channel(target) as channel:
+            with grpc.insecure_channel(target) as channel:
                 stub = pb_grpc.WorkerServiceStub(channel)
-                hello = pb.ConnectRequest(hello=pb.Hello(ingress_id="intruder", epoch=1, protocol=1))
-                with pytest.raises(grpc.aio.AioRpcError) as refusal:
-                    await stub.Connect(iter([hello]), metadata=metadata).read()
-                assert refusal.value.code() is grpc.StatusCode.UNAUTHENTICATED
-                with pytest.raises(grpc.aio.AioRpcError) as refusal:
-                    await stub.Watch(pb.WatchRequest(ingress_id="intruder"), metadata=metadata).read()
-                assert refusal.value.code() is grpc.StatusCode.UNAUTHENTICATED
+                for call in (
+                    stub.Connect(iter([hello]), metadata=metadata, timeout=10),
+                    stub.Watch(watch, metadata=metadata, timeout=10),
+                ):
+                    with pytest.raises(grpc.RpcError):
+                        next(call)
+                    assert call.code() is grpc.StatusCode.UNAUTHENTICATED
 
 
 def scrape() -> str:

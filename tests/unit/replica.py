@@ -31,7 +31,7 @@ T = TypeVar("T")
 TOKEN = "cluster-token"
 MODEL = "smollm2-135m"
 # Slow enough to be interrupted, fast enough for a unit test.
-STEP_S = 0.01
+STEP_S = 0.004
 LIMIT_S = 5.0
 
 

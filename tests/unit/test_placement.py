@@ -107,7 +107,7 @@ def possible(topology: Topology, parallel: ParallelPlan, replicas: int, cpus: fl
     return any(fits(topology, parallel, stages, cpus, rank_cpus) for stages in product(one, repeat=replicas))
 
 
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=100, deadline=None)
 @given(TOPOLOGIES, PLANS, PROCESS_CPUS, RANK_CPUS)
 def test_one_replica_is_refused_only_if_nothing_fits(
     nodes: tuple[NodeSnapshot, ...], parallel: ParallelPlan, cpus: float, rank_cpus: float
@@ -115,7 +115,7 @@ def test_one_replica_is_refused_only_if_nothing_fits(
     check_against_every_assignment(Topology(nodes), parallel, 1, cpus, rank_cpus)
 
 
-@settings(max_examples=80, deadline=None)
+@settings(max_examples=50, deadline=None)
 @given(TOPOLOGIES, PLANS, st.integers(1, 2))
 def test_several_replicas_are_refused_only_if_the_gpus_do_not_suffice(
     nodes: tuple[NodeSnapshot, ...], parallel: ParallelPlan, replicas: int

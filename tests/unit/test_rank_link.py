@@ -29,13 +29,16 @@ class Replica:
     def __init__(self) -> None:
         self.phases: list[tuple[int, str]] = []
         self.lost: list[int] = []
+        self.beacons: list[RankBeacon] = []
         self.listener = RankListener(
             NONCE, lambda r, phase: self.phases.append((r.rank, phase)), lambda r: self.lost.append(r.rank)
         )
         self.address = RankLinkAddress("", 0, "")
 
     def beacon(self, rank: int) -> RankBeacon:
-        return RankBeacon(self.address, report(rank))
+        beacon = RankBeacon(self.address, report(rank))
+        self.beacons.append(beacon)
+        return beacon
 
     async def connect(self, *lines: bytes) -> asyncio.StreamWriter:
         _, writer = await asyncio.open_connection(self.address.host, self.address.port)
@@ -50,6 +53,8 @@ async def replica() -> AsyncIterator[Replica]:
     listening.address = await listening.listener.start("127.0.0.1")
     yield listening
     await listening.listener.close()
+    for beacon in listening.beacons:
+        beacon._socket.close()  # in production only the end of the process closes it
 
 
 def hello(rank: int = 0, nonce: object = NONCE) -> bytes:
@@ -122,11 +127,10 @@ async def test_strangers_are_ignored(replica: Replica, lines: bytes) -> None:
     with contextlib.suppress(ConnectionError):
         assert await soon(reader.read()) == b""
     writer.close()
-    rank = replica.beacon(0)
+    replica.beacon(0)
     await until(lambda: replica.listener.reports())
     assert replica.phases == [(0, "starting")]
     assert (replica.lost, failures) == ([], [])
-    del rank
 
 
 async def test_unknown_phases_and_fields_of_a_rank_are_ignored(replica: Replica) -> None:
@@ -148,10 +152,10 @@ async def test_a_rank_that_talks_nonsense_counts_as_lost(replica: Replica, line:
 async def test_close_is_quiet(replica: Replica) -> None:
     failures: list[object] = []
     asyncio.get_running_loop().set_exception_handler(lambda _, context: failures.append(context))
-    ranks = [replica.beacon(0), replica.beacon(1)]
+    for rank in (0, 1):
+        replica.beacon(rank)
     await until(lambda: len(replica.listener.reports()) == 2)
     await soon(replica.listener.close())
-    del ranks
     await asyncio.sleep(0)
     assert (replica.lost, failures) == ([], [])
     with pytest.raises(ConnectionRefusedError):

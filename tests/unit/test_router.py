@@ -66,7 +66,7 @@ SNAPSHOTS = st.builds(
 )
 
 
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=50, deadline=None)
 @given(st.lists(SNAPSHOTS, max_size=6, unique_by=lambda r: r.replica_id), st.randoms(use_true_random=False))
 def test_choice_is_minimal_and_ignores_the_order(replicas: list[ReplicaSnapshot], random: object) -> None:
     route = LeastTokens().route(REQUEST, replicas)

@@ -84,14 +84,14 @@ OUTPUTS = st.builds(
 )
 
 
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=50, deadline=None)
 @given(REQUESTS)
 def test_requests_arrive_as_they_were(request: EngineRequest) -> None:
     wire = encode_submit(request).SerializeToString()
     assert decode_submit(pb.Submit.FromString(wire)) == request
 
 
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=50, deadline=None)
 @given(OUTPUTS, st.integers(0, 9), st.integers(0, 9))
 def test_outputs_arrive_as_they_were(output: EngineOutput, attempt: int, first_token: int) -> None:
     message = pb.Output.FromString(encode_output(output, attempt, first_token).SerializeToString())
@@ -109,7 +109,7 @@ def test_an_error_is_a_refusal_with_its_reason() -> None:
     assert message.refusal.retryable
 
 
-@settings(max_examples=50, deadline=None)
+@settings(max_examples=20, deadline=None)
 @given(st.builds(EngineState, *[COUNTS] * 9), st.booleans(), st.booleans())
 def test_states_arrive_as_they_were(state: EngineState, ready: bool, draining: bool) -> None:
     message = pb.WatchResponse.FromString(encode_state(state, 7, ready, draining).SerializeToString())
@@ -131,7 +131,7 @@ def test_what_a_replica_cannot_do_is_refused(message: pb.Submit, field: str) -> 
     assert caught.value.field == field
 
 
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=50, deadline=None)
 @given(st.lists(token_columns(), min_size=1, max_size=5), st.sampled_from(FinishReason), st.integers(0, 5))
 def test_merged_outputs_keep_order_and_first_token(
     columns: list[TokenColumns], reason: FinishReason, first_token: int

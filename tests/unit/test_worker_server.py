@@ -164,7 +164,7 @@ async def test_a_peer_that_says_nothing_is_refused() -> None:
 
 
 async def test_one_message_a_step_carries_all_sequences_of_a_peer() -> None:
-    async with running_replica(Script(answer=endless, step_s=0.03)) as replica, connected(replica) as ingress:
+    async with running_replica(Script(answer=endless, step_s=0.02)) as replica, connected(replica) as ingress:
         names = [f"r{i}" for i in range(20)]
         for name in names:
             await ingress.submit(name, limit=8)
