@@ -41,7 +41,7 @@ class EngineConfig(Section):
 
     kind: Literal["vllm", "scripted"] = "vllm"
     device: Literal["cuda", "cpu"] = "cuda"
-    checkpoint: Annotated[str | None, Field(description="directory; absent = prepared stand-in")] = None
+    checkpoint: Annotated[str | None, Field(description="directory; absent = a prepared one")] = None
     weights: Literal["checkpoint", "dummy"] = "checkpoint"
     dtype: Literal["bfloat16", "float16", "float32"] = "bfloat16"
     kv_cache_dtype: Literal["auto", "fp8"] = "auto"
@@ -180,7 +180,9 @@ def metrics_directory() -> Path:
 
 def checkpoint_dir(config: ServiceConfig) -> Path:
     """The directory with the weights: the configured one, or the prepared one in the cache."""
-    return Path(config.engine.checkpoint) if config.engine.checkpoint else cache_dir() / config.model
+    if config.engine.checkpoint:
+        return Path(config.engine.checkpoint)
+    return cache_dir() / (f"{config.model}-dummy" if config.engine.weights == "dummy" else config.model)
 
 
 def _read_tree(name_or_path: str) -> dict[str, Any]:
