@@ -154,9 +154,8 @@ def parse_config(tree: dict[str, Any], source: str) -> ServiceConfig:
         faults = [_fault(entry) for entry in error.errors(include_url=False)]
         raise ConfigInvalid(f"{source} is not a valid configuration:\n  " + "\n  ".join(faults)) from None
     except (ModelNotFound, PlanInvalid) as error:
-        if isinstance(error, PlanInvalid):
-            raise
-        raise ConfigInvalid(f"{source}: {error}") from None
+        kind = PlanInvalid if isinstance(error, PlanInvalid) else ConfigInvalid
+        raise kind(f"{source}: {error}") from None
 
 
 def cache_dir() -> Path:
