@@ -20,6 +20,7 @@ _FINISH = {
     chat.FinishReason.STOP_SEQUENCE: common_pb.FINISH_REASON_STOP_SEQUENCE,
     chat.FinishReason.MAX_OUTPUT_TOKENS: common_pb.FINISH_REASON_MAX_OUTPUT_TOKENS,
     chat.FinishReason.CONTEXT_FULL: common_pb.FINISH_REASON_CONTEXT_FULL,
+    chat.FinishReason.TOOL_CALLS: common_pb.FINISH_REASON_TOOL_CALLS,
     chat.FinishReason.TIME_LIMIT: common_pb.FINISH_REASON_TIME_LIMIT,
     chat.FinishReason.ABORTED: common_pb.FINISH_REASON_ABORTED,
 }
