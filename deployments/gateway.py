@@ -215,12 +215,15 @@ class ServiceGateway:
             while not answer.is_done:
                 try:
                     output = await self._next_output(job, stream, answer)
-                except StreamInterrupted:
+                except StreamInterrupted as loss:
                     # Also a token whose text is still held back has gone into the answer.
                     if stream.attempt > 0 or answer.first_token_s is not None:
                         raise
                     stream.cancel()
-                    stream = self._submit(job, attempt=1, avoid=stream.replica_id)
+                    try:
+                        stream = self._submit(job, attempt=1, avoid=stream.replica_id)
+                    except NoReadyReplica:
+                        raise loss from None
                     continue
                 for event in answer.add(output) if output else answer.end(FinishReason.TIME_LIMIT):
                     yield event
