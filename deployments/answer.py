@@ -18,8 +18,10 @@ class Answer:
         options: GenerationOptions,
         model_stop_ids: tuple[int, ...],
         is_limited_by_context: bool,
+        choice: int = 0,
     ) -> None:
         self._options = options
+        self._choice = choice
         self._model_stop_ids = model_stop_ids
         self._is_limited_by_context = is_limited_by_context
         self._decoder = codec.decoder(options.stop.stop_sequences, options.stop.keep_stop_text)
@@ -81,7 +83,7 @@ class Answer:
     def _done(self, reason: FinishReason, matched_stop: str = "") -> ChoiceDone:
         self.is_done = True
         self.finish_reason = reason
-        return ChoiceDone(0, reason, matched_stop)
+        return ChoiceDone(self._choice, reason, matched_stop)
 
     def _delta(self, piece: Piece) -> Delta | None:
         """Text with the tokens that completed it; nothing if the piece has neither."""
@@ -89,7 +91,7 @@ class Answer:
         returns = self._options.returns
         text = piece.text if returns.text else ""
         tokens = released if (returns.token_ids or returns.logprobs) and released.ids else None
-        return Delta(0, text, tokens) if text or tokens else None
+        return Delta(self._choice, text, tokens) if text or tokens else None
 
 
 def _append(held: TokenColumns, new: TokenColumns) -> TokenColumns:

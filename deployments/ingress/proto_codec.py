@@ -7,12 +7,15 @@ not offer is refused as well, never ignored.
 from __future__ import annotations
 
 from collections.abc import Iterable
+from dataclasses import dataclass
 from types import MappingProxyType
 from typing import TypeVar
 
 from google.protobuf.duration_pb2 import Duration
 from google.protobuf.message import DecodeError, Message
 
+from deployments.ingress.constraints import check_constraint
+from deployments.worker_codec import decode_constraint
 from llama31 import chat
 from llama31.errors import InvalidRequest, MalformedMessage, Unsupported
 from llama31.v1 import chat_service_pb2 as chat_pb
@@ -27,6 +30,8 @@ MAX_STOP_SEQUENCE_BYTES = 256
 MAX_STOP_TOKEN_IDS = 64
 MAX_TOP_LOGPROBS = 20
 MAX_DATE_BYTES = 64
+MAX_CHOICES = 16
+MAX_ITEM_ID_BYTES = 128
 MAX_AFFINITY_KEY_BYTES = 256
 MAX_TOKEN_ID = 2**31 - 1
 
@@ -42,7 +47,6 @@ _PRIORITIES = {
     common_pb.PRIORITY_BATCH: chat.Priority.BATCH,
 }
 _NAME_A_MODEL = "must name a model; ListModels tells which are served"
-_NO_CONSTRAINT = "constrained output is not offered; leave it out"
 _NO_CONTINUATION = "an interrupted answer cannot be continued; send the request again without it"
 _NO_RESUME = "streams cannot be resumed; leave it out and send the request again if one breaks"
 _NO_TOOLS = "tools are not offered; describe them in the system message"
@@ -89,6 +93,27 @@ def decode_stream_complete(data: bytes) -> chat.CompletionRequest:
     return _completion_request(request.spec)
 
 
+@dataclass(frozen=True, slots=True)
+class Item:
+    """One item of CompleteMany; its request is checked when it is asked for, so that errors stay with it."""
+
+    item_id: str
+    spec: completion_pb.CompletionSpec
+
+    def request(self) -> chat.CompletionRequest:
+        """Raises: InvalidRequest, Unsupported."""
+        _check(bool(self.item_id), "item_id", "must be given, so that the answer can be told apart")
+        size_fits = _utf8_bytes(self.item_id) <= MAX_ITEM_ID_BYTES
+        _check(size_fits, "item_id", f"must have at most {MAX_ITEM_ID_BYTES} bytes")
+        return _completion_request(self.spec)
+
+
+def decode_complete_many(data: bytes) -> Item:
+    """A `CompleteManyRequest` message. Raises: MalformedMessage."""
+    message = parse(completion_pb.CompleteManyRequest, data)
+    return Item(message.item_id, message.spec)
+
+
 def decode_list_models(data: bytes) -> tuple[int, str]:
     """Page size (0 = the server's choice) and page token of a `ListModelsRequest`."""
     request = parse(model_pb.ListModelsRequest, data)
@@ -122,7 +147,6 @@ def _chat_request(spec: chat_pb.ChatSpec) -> chat.ChatRequest:
     _check(bool(spec.messages), "spec.messages", "must hold at least one message")
     _check(len(spec.messages) <= MAX_MESSAGES, "spec.messages", f"must hold at most {MAX_MESSAGES} messages")
     _refuse_tools(spec)
-    _refuse(spec.HasField("constraint"), "spec.constraint", _NO_CONSTRAINT)
     _refuse(spec.HasField("continuation"), "spec.continuation", _NO_CONTINUATION)
     _check(_utf8_bytes(spec.date) <= MAX_DATE_BYTES, "spec.date", f"must have at most {MAX_DATE_BYTES} bytes")
     return chat.ChatRequest(
@@ -159,7 +183,6 @@ def _message(message: chat_pb.Message, at: str) -> chat.Message:
 
 def _completion_request(spec: completion_pb.CompletionSpec) -> chat.CompletionRequest:
     _check(bool(spec.model), "spec.model", _NAME_A_MODEL)
-    _refuse(spec.HasField("constraint"), "spec.constraint", _NO_CONSTRAINT)
     _refuse(spec.HasField("continuation"), "spec.continuation", _NO_CONTINUATION)
     return chat.CompletionRequest(model=spec.model, prompt=_prompt(spec), options=_options(spec))
 
@@ -190,6 +213,8 @@ def _options(spec: chat_pb.ChatSpec | completion_pb.CompletionSpec) -> chat.Gene
         sampling=_sampling(spec.sampling),
         stop=_stop(spec.stop),
         returns=_returns(spec.returns),
+        constraint=_constraint(spec),
+        num_choices=_num_choices(spec.sampling),
         priority=priority,
         affinity_key=service.affinity_key,
     )
@@ -197,13 +222,6 @@ def _options(spec: chat_pb.ChatSpec | completion_pb.CompletionSpec) -> chat.Gene
 
 def _sampling(options: common_pb.SamplingOptions) -> chat.SamplingChoices:
     at = "spec.sampling"
-    if options.HasField("num_choices"):
-        _check(options.num_choices > 0, f"{at}.num_choices", "must be at least 1")
-        _refuse(
-            options.num_choices > 1,
-            f"{at}.num_choices",
-            "one choice a request; send the request several times",
-        )
     if options.HasField("top_k"):
         _check(options.top_k <= MAX_TOKEN_ID, f"{at}.top_k", f"must be at most {MAX_TOKEN_ID}; 0 turns it off")
     return chat.SamplingChoices(
@@ -217,6 +235,23 @@ def _sampling(options: common_pb.SamplingOptions) -> chat.SamplingChoices:
         seed=options.seed if options.HasField("seed") else None,
         logit_bias=_logit_bias(options),
     )
+
+
+def _num_choices(options: common_pb.SamplingOptions) -> int:
+    if not options.HasField("num_choices"):
+        return 1
+    _check(1 <= options.num_choices <= MAX_CHOICES, "spec.sampling.num_choices", f"must be 1 to {MAX_CHOICES}")
+    return options.num_choices
+
+
+def _constraint(spec: chat_pb.ChatSpec | completion_pb.CompletionSpec) -> chat.Constraint | None:
+    if not spec.HasField("constraint"):
+        return None
+    constraint = decode_constraint(spec.constraint)
+    if constraint is None:
+        raise InvalidRequest("spec.constraint", "must have a kind, such as json_schema")
+    check_constraint(constraint, f"spec.constraint.{spec.constraint.WhichOneof('kind')}")
+    return constraint
 
 
 def _real(
