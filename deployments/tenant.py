@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import Literal, TypeAlias
 
 from deployments.policies.language import LanguageMode
-from deployments.policies.quota import QuotaLimits
+from deployments.policies.quota import UNLIMITED, QuotaLimits
 from llama31.chat import GenerationOptions, Priority
 from llama31.errors import PermissionDenied
 
@@ -26,7 +26,7 @@ class Tenant:
     models: frozenset[str] | None = None
     priority: Priority = Priority.INTERACTIVE
     permissions: frozenset[Permission] = frozenset()
-    limits: QuotaLimits = QuotaLimits()
+    limits: QuotaLimits = UNLIMITED
     language: LanguageMode | None = None
 
     def may_use(self, model: str) -> bool:

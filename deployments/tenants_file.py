@@ -42,13 +42,13 @@ class KeySection(Section):
 class TenantSection(Section):
     """What one tenant may do; a limit that is left out does not exist."""
 
-    keys: list[KeySection] = []
+    keys: list[KeySection] = Field(default_factory=list)
     models: list[str] | None = None
     priority: Literal["interactive", "standard", "batch"] = "interactive"
     requests_per_minute: _Count | None = None
     tokens_per_minute: _Count | None = None
     concurrent_requests: _Count | None = None
-    permissions: list[Permission] = []
+    permissions: list[Permission] = Field(default_factory=list)
     language: LanguageMode | None = None
 
     def tenant(self, name: str) -> Tenant:

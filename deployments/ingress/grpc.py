@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from typing import Any, cast
 
 import grpc
+
 from deployments.call import Gateway, ModelStatus
 from deployments.ingress import health, proto_answers, proto_codec, reflection
 from deployments.ingress.interceptors import Rpc, RpcGuard
@@ -230,9 +231,9 @@ class _Models:
 
     async def tokenize(self, request: bytes, rpc: Rpc) -> bytes:
         # Megabytes of text take long to encode: not on the loop that writes everybody's tokens.
-        model, *text = proto_codec.decode_tokenize(request)
+        model, text, add_special_tokens = proto_codec.decode_tokenize(request)
         self._check_grant(model, rpc)
-        ids = await asyncio.to_thread(self._gateway.tokenize, model, *text)
+        ids = await asyncio.to_thread(self._gateway.tokenize, model, text, add_special_tokens)
         return proto_answers.encode_tokenize(ids)
 
     async def detokenize(self, request: bytes, rpc: Rpc) -> bytes:

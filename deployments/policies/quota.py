@@ -27,6 +27,9 @@ class QuotaLimits:
     concurrent_requests: int | None = None
 
 
+UNLIMITED = QuotaLimits()
+
+
 @dataclass(frozen=True, slots=True)
 class Charges:
     """What was admitted within one second; `second` is the clock rounded down."""
