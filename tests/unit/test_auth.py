@@ -103,6 +103,13 @@ def test_printed_lines_are_a_tenants_file(tmp_path: Path, expires: datetime | No
     assert ring.rows[new.id].expires_s == (expires.timestamp() if expires else None)
 
 
+def test_the_documented_file_is_one(tmp_path: Path) -> None:
+    page = (Path(__file__).resolve().parents[2] / "docs" / "security.md").read_text()
+    (tmp_path / "t.yaml").write_text(page.partition("```yaml\n")[2].partition("```")[0])
+    (row,) = load_tenants(str(tmp_path / "t.yaml")).rows.values()
+    assert row.tenant.limits == QuotaLimits(600, 200_000, 32)
+
+
 @pytest.mark.parametrize(
     ("credentials", "tenant"),
     [
