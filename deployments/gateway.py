@@ -40,6 +40,8 @@ from llama31.errors import (
     RequestCancelled,
     StreamInterrupted,
 )
+from llama31.prompt import dialog_chars
+from llama31.tools import offered_tools
 
 T = TypeVar("T")
 
@@ -129,7 +131,10 @@ class ServiceGateway:
         outcome = RequestCancelled.reason
         try:
             job = await self._admit(request, call)
-            answer = Answer(self._codec, job.options, self._spec.stop_token_ids, job.is_limited_by_context)
+            parser = None
+            if isinstance(request, ChatRequest):
+                parser = self._codec.tool_parser(request.tools, request.tool_policy, job.request.request_id)
+            answer = Answer(self._codec, job.options, self._spec.stop_token_ids, job.is_limited_by_context, parser)
             async with aclosing(self._generate(job, answer)) as events:
                 async for event in events:
                     yield event
@@ -188,9 +193,11 @@ class ServiceGateway:
             if len(request.prompt) <= ENCODE_IN_THREAD_CHARS:
                 return self._codec.prompt.encode_completion(request.prompt)
             return await asyncio.to_thread(self._codec.prompt.encode_completion, request.prompt)
-        if sum(len(message.content) for message in request.messages) <= ENCODE_IN_THREAD_CHARS:
-            return self._codec.prompt.encode_dialog(request.messages, request.date)
-        return await asyncio.to_thread(self._codec.prompt.encode_dialog, request.messages, request.date)
+        offered = offered_tools(request.tools, request.tool_policy)
+        parts = (request.messages, request.date, offered, request.tool_prompt_format)
+        if dialog_chars(request.messages, offered) <= ENCODE_IN_THREAD_CHARS:
+            return self._codec.prompt.encode_dialog(*parts)
+        return await asyncio.to_thread(self._codec.prompt.encode_dialog, *parts)
 
     def _resolve_sampling(self, options: GenerationOptions) -> Sampling:
         """Absent means the model's own default; the seed is drawn here, so that it can be told."""

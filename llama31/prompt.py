@@ -142,6 +142,16 @@ class ChatmlPrompt:
         return [self._start, *self._encode(f"{message.role.value}\n{text}"), self._end, *self._encode("\n")]
 
 
+def dialog_chars(messages: Sequence[Message], tools: Sequence[Tool]) -> int:
+    """How much text there is to encode; what the format adds of its own is not counted."""
+    calls = (call for message in messages for call in message.tool_calls)
+    return (
+        sum(len(message.content) for message in messages)
+        + sum(len(call.arguments_json) for call in calls)
+        + sum(len(tool.description) + len(tool.parameters_json_schema) for tool in functions(tools))
+    )
+
+
 def _introduced(
     messages: Sequence[Message], date: str, tools: Sequence[Tool], style: ToolPromptFormat
 ) -> list[Message]:

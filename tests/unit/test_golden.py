@@ -8,6 +8,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import re
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -16,10 +17,11 @@ import numpy as np
 import pytest
 
 from llama31.chat import BuiltinTool, FunctionTool, Message, Role, Tool, ToolCall, ToolPromptFormat
-from llama31.codec import StreamDecoder
+from llama31.codec import CallDecoder, Piece, StreamDecoder
 from llama31.errors import InvalidRequest
 from llama31.prompt import Llama31Prompt, Turn
 from llama31.tokenizer import Llama31Tokenizer
+from llama31.tool_parser import Control, ToolParser
 from llama31.tools import call_text, function_text, functions, python_call_text, system_text
 
 Row = dict[str, Any]
@@ -74,6 +76,49 @@ def _check_encode_tool_call(row: Row, tokenizer: Llama31Tokenizer) -> None:
     assert call_text(call, style) == row["expected_text"]
 
 
+def _check_parse(row: Row, tokenizer: Llama31Tokenizer) -> None:
+    """Calls and content equal the reference's, when the tools that it recognised are offered.
+
+    The reference stops at the first call, drops the text around it and trims spaces; we do neither. Where it
+    raises, or a note says that it is wrong, any result will do that loses nothing and is the same for
+    every cut; which it is, the parser's own tests say.
+    """
+    output = _text(row["model_output"])
+    ids = row.get("model_output_token_ids") or tokenizer.encode_with_specials(output, "all")
+    expected = row.get("expected") or {"content": "", "tool_calls": []}
+    is_wrong = "raises" in row or "note" in row
+    names = {call["tool_name"] for call in expected["tool_calls"]}
+    names |= set(re.findall(r'"name": "([\w-]+)"', output)) if is_wrong else {"never_called"}
+    tools = [BuiltinTool(name) if name in BUILTINS else FunctionTool(name) for name in sorted(names)]
+    whole = _parsed(tokenizer, tools, [ids])
+    assert whole == _parsed(tokenizer, tools, [[token_id] for token_id in ids])
+    assert all(isinstance(json.loads(call.arguments_json), dict) for call in whole.calls)
+    if is_wrong:
+        assert whole.calls or whole.text == tokenizer.decode_bytes(_content_ids(ids, tokenizer)).decode()
+        return
+    found = [(call.name, json.loads(call.arguments_json)) for call in whole.calls[:1]]
+    assert found == [(call["tool_name"], call["arguments"]) for call in expected["tool_calls"]]
+    if found:
+        assert whole.text in output
+    else:
+        assert whole.text.strip(" ") == expected["content"]
+
+
+def _parsed(tokenizer: Llama31Tokenizer, tools: list[Tool], cuts: list[list[int]]) -> Piece:
+    controls = {tokenizer.special_id(control.value): control for control in Control}
+    decoder = CallDecoder(StreamDecoder(tokenizer), ToolParser(tools, controls, "seed"))
+    pieces = [*map(decoder.push, cuts), decoder.finish()]
+    return Piece(
+        "".join(piece.text for piece in pieces),
+        sum(piece.released_ids for piece in pieces),
+        calls=tuple(call for piece in pieces for call in piece.calls),
+    )
+
+
+def _content_ids(ids: list[int], tokenizer: Llama31Tokenizer) -> list[int]:
+    return [token_id for token_id in ids if token_id not in tokenizer.special_ids]
+
+
 def _check_doc_prompt(row: Row, tokenizer: Llama31Tokenizer) -> None:
     """The documents' own text; how requests become such prompts is tested beside the format."""
     _assert_ids(row, tokenizer.encode_with_specials(_text(row["text"]), "all"), tokenizer)
@@ -108,7 +153,7 @@ def _check_decode(row: Row, tokenizer: Llama31Tokenizer) -> None:
     assert _decoded(tokenizer, ids) == row["expected_text"]
     prefixes = [_decoded(tokenizer, ids[: i + 1]) for i in range(len(ids))]
     assert prefixes == row["expected_prefix_texts"]
-    content = [token_id for token_id in ids if token_id not in tokenizer.special_ids]
+    content = _content_ids(ids, tokenizer)
     decoder = StreamDecoder(tokenizer)
     streamed = "".join(decoder.push([token_id]).text for token_id in ids) + decoder.finish().text
     assert streamed == _decoded(tokenizer, content)
@@ -122,6 +167,7 @@ CHECKS: dict[str, Callable[[Row, Llama31Tokenizer], None]] = {
     "dialog_tools": _check_dialog_tools,
     "encode_tool_call": _check_encode_tool_call,
     "doc_prompt": _check_doc_prompt,
+    "parse": _check_parse,
 }
 
 
