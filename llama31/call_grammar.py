@@ -27,6 +27,7 @@ _MAX_KEY_CHARS = 16
 _MAX_PYTHON_CHARS = 16 * 1024
 
 _BUILTINS = frozenset(tool.value for tool in BuiltinTool)
+_KEYS = frozenset(("type", "id", "name", "function", "parameters", "arguments"))
 _CLOSING = {"{": "}", "[": "]", "(": ")"}
 _SPACE = re.compile(r"\s*")
 _NAME = re.compile(r"[\w-]*")
@@ -89,6 +90,7 @@ class Tape:
         while True:
             self.at = _end(_STRING_BODY[quote], self.text, self.at)
             if max_chars is not None and self.at - start > max_chars:
+                self.at = start + max_chars
                 return None
             if self.at == len(self.text):
                 if self.is_ended:
@@ -169,10 +171,11 @@ class CallGrammar:
     def _object(self, tape: Tape) -> Steps[Call | None]:
         """An object of the keys of a call and no others."""
         tape.at += 1
-        name, arguments, keys = "", "", set()
+        name, arguments = "", ""
+        keys: set[str | None] = set()
         while (found := (yield from tape.next_word())) != "}":
             key = (yield from self._text(tape, _MAX_KEY_CHARS)) if found in _STRING_BODY else None
-            if key is None or key in keys or (yield from tape.next_word()) != ":":
+            if key not in _KEYS - keys or (yield from tape.next_word()) != ":":
                 return None
             keys.add(key)
             tape.at += 1
@@ -187,12 +190,10 @@ class CallGrammar:
                 if inner is None:
                     return None
                 name, arguments = inner.name, inner.arguments_json
-            elif key in ("parameters", "arguments"):
+            else:
                 arguments = (yield from self._arguments(tape, found)) or ""
                 if not arguments:
                     return None
-            else:
-                return None
             if (name and name not in self._names) or (yield from tape.next_word()) not in (",", "}"):
                 return None
             if tape.text[tape.at] == ",":
@@ -215,14 +216,17 @@ class CallGrammar:
         return value if isinstance(value, str) else None
 
     def _name(self, tape: Tape) -> Steps[str]:
-        """The name of an offered tool, or some text that none begins with."""
+        """The name of an offered tool; empty, and nothing read, if it is none."""
         start = tape.at
         while True:
-            tape.at = min(_end(_NAME, tape.text, tape.at), start + _MAX_NAME_CHARS)
-            name = tape.text[start : tape.at]
-            may_grow = tape.at == len(tape.text) and not tape.is_ended
-            if not may_grow or not any(offered.startswith(name) for offered in self._names):
-                return name
+            end = min(_end(_NAME, tape.text, start), start + _MAX_NAME_CHARS)
+            name = tape.text[start:end]
+            if end < len(tape.text) or tape.is_ended:
+                is_offered = name in self._names
+                tape.at = end if is_offered else start
+                return name if is_offered else ""
+            if not any(offered.startswith(name) for offered in self._names):
+                return ""
             yield
 
     def _list(self, tape: Tape) -> Steps[list[Call]]:
@@ -234,7 +238,7 @@ class CallGrammar:
                 call = yield from self._object(tape)
             else:
                 name = yield from self._name(tape)
-                is_call = name in self._names and (yield from tape.peek()) == "("
+                is_call = name and (yield from tape.peek()) == "("
                 call = _call(name, keyword_text((yield from tape.brackets()))) if is_call else None
             if call is None:
                 return []
@@ -251,7 +255,7 @@ class CallGrammar:
         if not (yield from tape.take("<function=")):
             return None
         name = yield from self._name(tape)
-        if name not in self._names or not (yield from tape.take(">")):
+        if not name or not (yield from tape.take(">")):
             return None
         arguments: str | None = "{}"
         if (yield from tape.next_word()) == "{":
@@ -267,9 +271,7 @@ class CallGrammar:
     def _method(self, tape: Tape) -> Steps[Call | None]:
         """name.call(query="...")"""
         name = yield from self._name(tape)
-        if name not in self._names or not (yield from tape.take(".call")):
-            return None
-        if (yield from tape.peek()) != "(":
+        if not name or not (yield from tape.take(".call")) or (yield from tape.peek()) != "(":
             return None
         return _call(name, keyword_text((yield from tape.brackets())))
 
