@@ -15,6 +15,7 @@ from google.protobuf.message import DecodeError, Message
 
 from llama31 import chat
 from llama31.errors import InvalidRequest, MalformedMessage, Unsupported
+from llama31.tool_checks import arguments_problem, check_tool_results, check_tools, is_tool_name
 from llama31.v1 import chat_service_pb2 as chat_pb
 from llama31.v1 import common_pb2 as common_pb
 from llama31.v1 import completion_service_pb2 as completion_pb
@@ -34,6 +35,25 @@ _ROLES = {
     chat_pb.ROLE_SYSTEM: chat.Role.SYSTEM,
     chat_pb.ROLE_USER: chat.Role.USER,
     chat_pb.ROLE_ASSISTANT: chat.Role.ASSISTANT,
+    chat_pb.ROLE_TOOL: chat.Role.TOOL,
+}
+# Which parts besides text a role may have.
+_PARTS = {chat.Role.ASSISTANT: "tool_call", chat.Role.TOOL: "tool_result"}
+_BUILTIN_TOOLS = {
+    chat_pb.BUILTIN_TOOL_SEARCH: chat.BuiltinTool.SEARCH,
+    chat_pb.BUILTIN_TOOL_MATH: chat.BuiltinTool.MATH,
+    chat_pb.BUILTIN_TOOL_CODE: chat.BuiltinTool.CODE,
+}
+_TOOL_MODES = {
+    chat_pb.ToolPolicy.MODE_UNSPECIFIED: chat.ToolMode.AUTO,
+    chat_pb.ToolPolicy.MODE_AUTO: chat.ToolMode.AUTO,
+    chat_pb.ToolPolicy.MODE_NONE: chat.ToolMode.NONE,
+    chat_pb.ToolPolicy.MODE_REQUIRED: chat.ToolMode.REQUIRED,
+}
+_TOOL_PROMPT_FORMATS = {
+    chat_pb.TOOL_PROMPT_FORMAT_UNSPECIFIED: chat.ToolPromptFormat.JSON,
+    chat_pb.TOOL_PROMPT_FORMAT_JSON: chat.ToolPromptFormat.JSON,
+    chat_pb.TOOL_PROMPT_FORMAT_FUNCTION_TAG: chat.ToolPromptFormat.FUNCTION_TAG,
 }
 _PRIORITIES = {
     common_pb.PRIORITY_UNSPECIFIED: chat.Priority.STANDARD,
@@ -45,7 +65,6 @@ _NAME_A_MODEL = "must name a model; ListModels tells which are served"
 _NO_CONSTRAINT = "constrained output is not offered; leave it out"
 _NO_CONTINUATION = "an interrupted answer cannot be continued; send the request again without it"
 _NO_RESUME = "streams cannot be resumed; leave it out and send the request again if one breaks"
-_NO_TOOLS = "tools are not offered; describe them in the system message"
 
 _M = TypeVar("_M", bound=Message)
 
@@ -121,40 +140,74 @@ def _chat_request(spec: chat_pb.ChatSpec) -> chat.ChatRequest:
     _check(bool(spec.model), "spec.model", _NAME_A_MODEL)
     _check(bool(spec.messages), "spec.messages", "must hold at least one message")
     _check(len(spec.messages) <= MAX_MESSAGES, "spec.messages", f"must hold at most {MAX_MESSAGES} messages")
-    _refuse_tools(spec)
+    tools = tuple(_tool(tool, f"spec.tools[{i}]") for i, tool in enumerate(spec.tools))
+    policy = _tool_policy(spec.tool_policy)
+    check_tools(tools, policy, "spec.")
+    prompt_format = _TOOL_PROMPT_FORMATS.get(spec.tool_prompt_format)
+    if prompt_format is None:
+        raise InvalidRequest("spec.tool_prompt_format", "is none of the known formats")
     _refuse(spec.HasField("constraint"), "spec.constraint", _NO_CONSTRAINT)
     _refuse(spec.HasField("continuation"), "spec.continuation", _NO_CONTINUATION)
     _check(_utf8_bytes(spec.date) <= MAX_DATE_BYTES, "spec.date", f"must have at most {MAX_DATE_BYTES} bytes")
+    messages = tuple(_message(m, f"spec.messages[{i}]") for i, m in enumerate(spec.messages))
+    check_tool_results(messages, "spec.")
     return chat.ChatRequest(
         model=spec.model,
-        messages=tuple(_message(m, f"spec.messages[{i}]") for i, m in enumerate(spec.messages)),
+        messages=messages,
         options=_options(spec),
         date=spec.date,
+        tools=tools,
+        tool_policy=policy,
+        tool_prompt_format=prompt_format,
     )
 
 
-def _refuse_tools(spec: chat_pb.ChatSpec) -> None:
-    policy = spec.tool_policy
-    mode_is_none = policy.mode in (chat_pb.ToolPolicy.MODE_UNSPECIFIED, chat_pb.ToolPolicy.MODE_NONE)
-    _refuse(len(spec.tools), "spec.tools", _NO_TOOLS)
-    _refuse(not mode_is_none, "spec.tool_policy.mode", _NO_TOOLS)
-    _refuse(policy.function_name, "spec.tool_policy.function_name", _NO_TOOLS)
-    _refuse(policy.HasField("parallel"), "spec.tool_policy.parallel", _NO_TOOLS)
-    _refuse(spec.tool_prompt_format, "spec.tool_prompt_format", _NO_TOOLS)
+def _tool(tool: chat_pb.Tool, at: str) -> chat.Tool:
+    if tool.WhichOneof("kind") == "builtin":
+        builtin = _BUILTIN_TOOLS.get(tool.builtin)
+        if builtin is None:
+            raise InvalidRequest(f"{at}.builtin", "is none of the known built-in tools")
+        return builtin
+    _check(tool.HasField("function"), at, "must have a kind, such as function")
+    own = tool.function
+    return chat.FunctionTool(own.name, own.description, own.parameters_json_schema, own.strict)
+
+
+def _tool_policy(policy: chat_pb.ToolPolicy) -> chat.ToolPolicy:
+    mode = _TOOL_MODES.get(policy.mode)
+    if mode is None:
+        raise InvalidRequest("spec.tool_policy.mode", "is none of the known modes")
+    return chat.ToolPolicy(mode, policy.function_name, policy.parallel if policy.HasField("parallel") else None)
 
 
 def _message(message: chat_pb.Message, at: str) -> chat.Message:
-    _refuse(message.role == chat_pb.ROLE_TOOL, f"{at}.role", _NO_TOOLS)
-    _refuse(message.tool_call_id, f"{at}.tool_call_id", _NO_TOOLS)
     role = _ROLES.get(message.role)
     if role is None:
-        raise InvalidRequest(f"{at}.role", "must be ROLE_SYSTEM, ROLE_USER or ROLE_ASSISTANT")
+        raise InvalidRequest(f"{at}.role", "must be ROLE_SYSTEM, ROLE_USER, ROLE_ASSISTANT or ROLE_TOOL")
     _check(bool(message.parts), f"{at}.parts", "must hold at least one part; its text may be empty")
     for i, part in enumerate(message.parts):
         kind = part.WhichOneof("kind")
-        _check(kind is not None, f"{at}.parts[{i}]", "must have a kind, such as text")
-        _refuse(kind != "text", f"{at}.parts[{i}].{kind}", _NO_TOOLS)
-    return chat.Message(role, "".join(part.text for part in message.parts))
+        if kind is None:
+            raise InvalidRequest(f"{at}.parts[{i}]", "must have a kind, such as text")
+        _check(kind in ("text", _PARTS.get(role)), f"{at}.parts[{i}].{kind}", "does not belong to this role")
+    return chat.Message(
+        role,
+        "".join(part.text + part.tool_result.content for part in message.parts),
+        tool_calls=tuple(
+            _tool_call(part.tool_call, f"{at}.parts[{i}].tool_call")
+            for i, part in enumerate(message.parts)
+            if part.HasField("tool_call")
+        ),
+        tool_call_id=message.tool_call_id,
+        is_error=any(part.tool_result.is_error for part in message.parts),
+    )
+
+
+def _tool_call(call: chat_pb.ToolCall, at: str) -> chat.ToolCall:
+    _check(is_tool_name(call.name), f"{at}.name", "must be 1 to 64 letters, digits, underscores or hyphens")
+    problem = arguments_problem(call.arguments_json)
+    _check(not problem, f"{at}.arguments_json", problem)
+    return chat.ToolCall(call.id, call.name, call.arguments_json)
 
 
 def _completion_request(spec: completion_pb.CompletionSpec) -> chat.CompletionRequest:
