@@ -19,9 +19,11 @@ class Answer:
         options: GenerationOptions,
         model_stop_ids: tuple[int, ...],
         is_limited_by_context: bool,
+        choice: int = 0,
         tool_parser: ToolParser | None = None,
     ) -> None:
         self._options = options
+        self._choice = choice
         self._model_stop_ids = model_stop_ids
         self._is_limited_by_context = is_limited_by_context
         self._decoder = codec.decoder(options.stop.stop_sequences, options.stop.keep_stop_text, tool_parser)
@@ -86,7 +88,7 @@ class Answer:
     def _done(self, reason: FinishReason, matched_stop: str = "") -> ChoiceDone:
         self.is_done = True
         self.finish_reason = reason
-        return ChoiceDone(0, reason, matched_stop)
+        return ChoiceDone(self._choice, reason, matched_stop)
 
     def _delta(self, piece: Piece) -> Delta | None:
         """Text and calls with the tokens that completed them; nothing if the piece has none of these."""
@@ -100,7 +102,7 @@ class Answer:
             ToolCallDelta(index, call.id, call.name, call.arguments_json)
             for index, call in enumerate(piece.calls, first)
         )
-        return Delta(0, text, tokens, calls) if text or tokens or calls else None
+        return Delta(self._choice, text, tokens, calls) if text or tokens or calls else None
 
 
 def _append(held: TokenColumns, new: TokenColumns) -> TokenColumns:

@@ -12,6 +12,7 @@ from deployments.gateway import ServiceGateway
 from deployments.ingress.grpc import GrpcIngress, IngressSettings
 from deployments.metrics import Metrics, NodeExporter
 from deployments.policies.router import LeastTokens
+from deployments.weights import prepare_weights
 from llama31.codec import load_codec
 
 # How long a drain may take beyond the grace for streams: closing sockets, telling the directory.
@@ -28,6 +29,7 @@ class IngressServer:
         directory = metrics_directory()
         actor = open_directory()
         self._fleet = Fleet(lambda seen: actor.watch.remote(seen), cluster_token)
+        await asyncio.to_thread(prepare_weights, config, lambda line: None)
         codec = await asyncio.to_thread(load_codec, config.spec.codec, checkpoint_dir(config))
         gateway = ServiceGateway(config, codec, self._fleet, LeastTokens(), Metrics())
         self._door = GrpcIngress(

@@ -15,6 +15,7 @@ from grpc_reflection.v1alpha import reflection
 
 from deployments.call import Gateway, ModelStatus
 from deployments.ingress import health, proto_answers, proto_codec
+from deployments.ingress.complete_many import CompleteMany
 from deployments.ingress.interceptors import Rpc, RpcGuard
 from llama31.chat import Completed, Event, Started
 from llama31.errors import ConfigInvalid, InternalError, InvalidRequest, ModelNotFound, PortInUse
@@ -130,9 +131,7 @@ def _services(gateway: Gateway, guard: RpcGuard) -> dict[str, Handlers]:
         COMPLETION_SERVICE: {
             "Complete": guard.unary(generation.complete),
             "StreamComplete": guard.stream(generation.stream_complete),
-            "CompleteMany": guard.unsupported(
-                "CompleteMany", "is not offered; call Complete or StreamComplete once per prompt"
-            ),
+            "CompleteMany": guard.duplex(CompleteMany(gateway, guard.draining).run),
         },
         MODEL_SERVICE: {
             "ListModels": guard.unary(models.list_models),

@@ -10,7 +10,7 @@ import contextlib
 import logging
 import re
 import uuid
-from collections.abc import Awaitable, Callable, Iterator
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 from dataclasses import dataclass
 from typing import NoReturn, TypeAlias, TypeVar
 
@@ -25,7 +25,6 @@ from llama31.errors import (
     InvalidRequest,
     Llama31Error,
     RequestCancelled,
-    Unsupported,
 )
 
 REQUEST_ID_KEY = "x-request-id"
@@ -36,6 +35,7 @@ _REQUEST_ID = re.compile(r"[A-Za-z0-9._-]{1,128}")
 _LOG = logging.getLogger(__name__)
 
 Context: TypeAlias = "grpc.aio.ServicerContext[bytes, bytes]"
+_Q = TypeVar("_Q")
 _R = TypeVar("_R")
 
 
@@ -78,6 +78,7 @@ def _client_gone() -> Iterator[None]:
 
 UnaryMethod: TypeAlias = Callable[[bytes, Rpc], Awaitable[bytes]]
 StreamMethod: TypeAlias = Callable[[bytes, Rpc], Awaitable[None]]
+DuplexMethod: TypeAlias = Callable[[AsyncIterator[bytes], Rpc], Awaitable[None]]
 
 
 class RpcGuard:
@@ -115,14 +116,11 @@ class RpcGuard:
 
         return grpc.unary_stream_rpc_method_handler(handle)
 
-    def unsupported(self, field: str, message: str) -> grpc.RpcMethodHandler[bytes, bytes]:
-        """A handler that refuses a stream of requests before it reads any."""
+    def duplex(self, method: DuplexMethod) -> grpc.RpcMethodHandler[bytes, bytes]:
+        """A handler for a stream of requests and a stream of answers."""
 
-        async def refuse(request: bytes, rpc: Rpc) -> None:
-            raise Unsupported(field, message)
-
-        async def handle(requests: object, context: Context) -> None:
-            await self._run(refuse, b"", context, field, while_draining=True)
+        async def handle(requests: AsyncIterator[bytes], context: Context) -> None:
+            await self._run(method, requests, context, "spec", while_draining=False)
 
         return grpc.stream_stream_rpc_method_handler(handle)
 
@@ -136,8 +134,8 @@ class RpcGuard:
 
     async def _run(
         self,
-        method: Callable[[bytes, Rpc], Awaitable[_R]],
-        request: bytes,
+        method: Callable[[_Q, Rpc], Awaitable[_R]],
+        request: _Q,
         context: Context,
         prompt_field: str,
         while_draining: bool,

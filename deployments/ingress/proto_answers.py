@@ -2,18 +2,21 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import AsyncGenerator, Sequence
 from dataclasses import dataclass, field
 
 from google.protobuf.duration_pb2 import Duration
 
 from deployments.call import ModelStatus
+from deployments.ingress.status import retry_delay_s, rich_status
 from llama31 import chat
-from llama31.errors import InternalError
+from llama31.errors import InternalError, Llama31Error
 from llama31.v1 import chat_service_pb2 as chat_pb
 from llama31.v1 import common_pb2 as common_pb
 from llama31.v1 import completion_service_pb2 as completion_pb
 from llama31.v1 import model_service_pb2 as model_pb
+
+EventStream = AsyncGenerator[chat.Event, None]
 
 _FINISH = {
     chat.FinishReason.END_OF_TURN: common_pb.FINISH_REASON_END_OF_TURN,
@@ -153,6 +156,13 @@ class Answer:
 
     def encode_completion(self) -> bytes:
         """A `CompleteResponse`. Raises: InternalError if the answer is not complete."""
+        return self._completion().SerializeToString()
+
+    def encode_item(self, item_id: str) -> bytes:
+        """A `CompleteManyResponse` with the answer. Raises: InternalError if it is not complete."""
+        return completion_pb.CompleteManyResponse(item_id=item_id, response=self._completion()).SerializeToString()
+
+    def _completion(self) -> completion_pb.CompleteResponse:
         out = completion_pb.CompleteResponse(response_id=self.started.response_id, usage=self._final_usage())
         if self.started.prompt_token_ids:
             out.prompt.ids.extend(self.started.prompt_token_ids)
@@ -165,12 +175,24 @@ class Answer:
                 matched_stop=done.matched_stop,
                 tokens=choice.tokens,
             )
-        return out.SerializeToString()
+        return out
 
     def _final_usage(self) -> common_pb.Usage:
         if self._usage is None:
             raise InternalError("the answer ended without a Completed event")
         return _usage(self._usage)
+
+
+def encode_item_error(item_id: str, error: Llama31Error) -> bytes:
+    """A `CompleteManyResponse` with what the trailing status of a call of its own would have said."""
+    status, delay_s = rich_status(error, item_id), retry_delay_s(error)
+    failure = completion_pb.ItemError(
+        code=status.code,
+        message=status.message,
+        reason=error.reason,
+        retry_after_ms=0 if delay_s is None else round(delay_s * 1000),
+    )
+    return completion_pb.CompleteManyResponse(item_id=item_id, error=failure).SerializeToString()
 
 
 def encode_list_models(models: Sequence[ModelStatus], next_page_token: str) -> bytes:

@@ -7,15 +7,18 @@ not offer is refused as well, never ignored.
 from __future__ import annotations
 
 from collections.abc import Iterable
+from dataclasses import dataclass
 from types import MappingProxyType
 from typing import TypeVar
 
 from google.protobuf.duration_pb2 import Duration
 from google.protobuf.message import DecodeError, Message
 
+from deployments.ingress.constraints import check_constraint
+from deployments.ingress.proto_tools import decode_messages, decode_tool_use
+from deployments.worker_codec import decode_constraint
 from llama31 import chat
 from llama31.errors import InvalidRequest, MalformedMessage, Unsupported
-from llama31.tool_checks import arguments_problem, check_tool_results, check_tools, is_tool_name
 from llama31.v1 import chat_service_pb2 as chat_pb
 from llama31.v1 import common_pb2 as common_pb
 from llama31.v1 import completion_service_pb2 as completion_pb
@@ -28,33 +31,11 @@ MAX_STOP_SEQUENCE_BYTES = 256
 MAX_STOP_TOKEN_IDS = 64
 MAX_TOP_LOGPROBS = 20
 MAX_DATE_BYTES = 64
+MAX_CHOICES = 16
+MAX_ITEM_ID_BYTES = 128
 MAX_AFFINITY_KEY_BYTES = 256
 MAX_TOKEN_ID = 2**31 - 1
 
-_ROLES = {
-    chat_pb.ROLE_SYSTEM: chat.Role.SYSTEM,
-    chat_pb.ROLE_USER: chat.Role.USER,
-    chat_pb.ROLE_ASSISTANT: chat.Role.ASSISTANT,
-    chat_pb.ROLE_TOOL: chat.Role.TOOL,
-}
-# Which parts besides text a role may have.
-_PARTS = {chat.Role.ASSISTANT: "tool_call", chat.Role.TOOL: "tool_result"}
-_BUILTIN_TOOLS = {
-    chat_pb.BUILTIN_TOOL_SEARCH: chat.BuiltinTool.SEARCH,
-    chat_pb.BUILTIN_TOOL_MATH: chat.BuiltinTool.MATH,
-    chat_pb.BUILTIN_TOOL_CODE: chat.BuiltinTool.CODE,
-}
-_TOOL_MODES = {
-    chat_pb.ToolPolicy.MODE_UNSPECIFIED: chat.ToolMode.AUTO,
-    chat_pb.ToolPolicy.MODE_AUTO: chat.ToolMode.AUTO,
-    chat_pb.ToolPolicy.MODE_NONE: chat.ToolMode.NONE,
-    chat_pb.ToolPolicy.MODE_REQUIRED: chat.ToolMode.REQUIRED,
-}
-_TOOL_PROMPT_FORMATS = {
-    chat_pb.TOOL_PROMPT_FORMAT_UNSPECIFIED: chat.ToolPromptFormat.JSON,
-    chat_pb.TOOL_PROMPT_FORMAT_JSON: chat.ToolPromptFormat.JSON,
-    chat_pb.TOOL_PROMPT_FORMAT_FUNCTION_TAG: chat.ToolPromptFormat.FUNCTION_TAG,
-}
 _PRIORITIES = {
     common_pb.PRIORITY_UNSPECIFIED: chat.Priority.STANDARD,
     common_pb.PRIORITY_INTERACTIVE: chat.Priority.INTERACTIVE,
@@ -62,7 +43,6 @@ _PRIORITIES = {
     common_pb.PRIORITY_BATCH: chat.Priority.BATCH,
 }
 _NAME_A_MODEL = "must name a model; ListModels tells which are served"
-_NO_CONSTRAINT = "constrained output is not offered; leave it out"
 _NO_CONTINUATION = "an interrupted answer cannot be continued; send the request again without it"
 _NO_RESUME = "streams cannot be resumed; leave it out and send the request again if one breaks"
 
@@ -108,6 +88,27 @@ def decode_stream_complete(data: bytes) -> chat.CompletionRequest:
     return _completion_request(request.spec)
 
 
+@dataclass(frozen=True, slots=True)
+class Item:
+    """One item of CompleteMany; its request is checked when it is asked for, so that errors stay with it."""
+
+    item_id: str
+    spec: completion_pb.CompletionSpec
+
+    def request(self) -> chat.CompletionRequest:
+        """Raises: InvalidRequest, Unsupported."""
+        _check(bool(self.item_id), "item_id", "must be given, so that the answer can be told apart")
+        size_fits = _utf8_bytes(self.item_id) <= MAX_ITEM_ID_BYTES
+        _check(size_fits, "item_id", f"must have at most {MAX_ITEM_ID_BYTES} bytes")
+        return _completion_request(self.spec)
+
+
+def decode_complete_many(data: bytes) -> Item:
+    """A `CompleteManyRequest` message. Raises: MalformedMessage."""
+    message = parse(completion_pb.CompleteManyRequest, data)
+    return Item(message.item_id, message.spec)
+
+
 def decode_list_models(data: bytes) -> tuple[int, str]:
     """Page size (0 = the server's choice) and page token of a `ListModelsRequest`."""
     request = parse(model_pb.ListModelsRequest, data)
@@ -140,79 +141,22 @@ def _chat_request(spec: chat_pb.ChatSpec) -> chat.ChatRequest:
     _check(bool(spec.model), "spec.model", _NAME_A_MODEL)
     _check(bool(spec.messages), "spec.messages", "must hold at least one message")
     _check(len(spec.messages) <= MAX_MESSAGES, "spec.messages", f"must hold at most {MAX_MESSAGES} messages")
-    tools = tuple(_tool(tool, f"spec.tools[{i}]") for i, tool in enumerate(spec.tools))
-    policy = _tool_policy(spec.tool_policy)
-    check_tools(tools, policy, "spec.")
-    prompt_format = _TOOL_PROMPT_FORMATS.get(spec.tool_prompt_format)
-    if prompt_format is None:
-        raise InvalidRequest("spec.tool_prompt_format", "is none of the known formats")
-    _refuse(spec.HasField("constraint"), "spec.constraint", _NO_CONSTRAINT)
+    tools, tool_policy, tool_prompt_format = decode_tool_use(spec)
     _refuse(spec.HasField("continuation"), "spec.continuation", _NO_CONTINUATION)
     _check(_utf8_bytes(spec.date) <= MAX_DATE_BYTES, "spec.date", f"must have at most {MAX_DATE_BYTES} bytes")
-    messages = tuple(_message(m, f"spec.messages[{i}]") for i, m in enumerate(spec.messages))
-    check_tool_results(messages, "spec.")
     return chat.ChatRequest(
         model=spec.model,
-        messages=messages,
+        messages=decode_messages(spec.messages),
         options=_options(spec),
         date=spec.date,
         tools=tools,
-        tool_policy=policy,
-        tool_prompt_format=prompt_format,
+        tool_policy=tool_policy,
+        tool_prompt_format=tool_prompt_format,
     )
-
-
-def _tool(tool: chat_pb.Tool, at: str) -> chat.Tool:
-    if tool.WhichOneof("kind") == "builtin":
-        builtin = _BUILTIN_TOOLS.get(tool.builtin)
-        if builtin is None:
-            raise InvalidRequest(f"{at}.builtin", "is none of the known built-in tools")
-        return builtin
-    _check(tool.HasField("function"), at, "must have a kind, such as function")
-    own = tool.function
-    return chat.FunctionTool(own.name, own.description, own.parameters_json_schema, own.strict)
-
-
-def _tool_policy(policy: chat_pb.ToolPolicy) -> chat.ToolPolicy:
-    mode = _TOOL_MODES.get(policy.mode)
-    if mode is None:
-        raise InvalidRequest("spec.tool_policy.mode", "is none of the known modes")
-    return chat.ToolPolicy(mode, policy.function_name, policy.parallel if policy.HasField("parallel") else None)
-
-
-def _message(message: chat_pb.Message, at: str) -> chat.Message:
-    role = _ROLES.get(message.role)
-    if role is None:
-        raise InvalidRequest(f"{at}.role", "must be ROLE_SYSTEM, ROLE_USER, ROLE_ASSISTANT or ROLE_TOOL")
-    _check(bool(message.parts), f"{at}.parts", "must hold at least one part; its text may be empty")
-    for i, part in enumerate(message.parts):
-        kind = part.WhichOneof("kind")
-        if kind is None:
-            raise InvalidRequest(f"{at}.parts[{i}]", "must have a kind, such as text")
-        _check(kind in ("text", _PARTS.get(role)), f"{at}.parts[{i}].{kind}", "does not belong to this role")
-    return chat.Message(
-        role,
-        "".join(part.text + part.tool_result.content for part in message.parts),
-        tool_calls=tuple(
-            _tool_call(part.tool_call, f"{at}.parts[{i}].tool_call")
-            for i, part in enumerate(message.parts)
-            if part.HasField("tool_call")
-        ),
-        tool_call_id=message.tool_call_id,
-        is_error=any(part.tool_result.is_error for part in message.parts),
-    )
-
-
-def _tool_call(call: chat_pb.ToolCall, at: str) -> chat.ToolCall:
-    _check(is_tool_name(call.name), f"{at}.name", "must be 1 to 64 letters, digits, underscores or hyphens")
-    problem = arguments_problem(call.arguments_json)
-    _check(not problem, f"{at}.arguments_json", problem)
-    return chat.ToolCall(call.id, call.name, call.arguments_json)
 
 
 def _completion_request(spec: completion_pb.CompletionSpec) -> chat.CompletionRequest:
     _check(bool(spec.model), "spec.model", _NAME_A_MODEL)
-    _refuse(spec.HasField("constraint"), "spec.constraint", _NO_CONSTRAINT)
     _refuse(spec.HasField("continuation"), "spec.continuation", _NO_CONTINUATION)
     return chat.CompletionRequest(model=spec.model, prompt=_prompt(spec), options=_options(spec))
 
@@ -243,6 +187,8 @@ def _options(spec: chat_pb.ChatSpec | completion_pb.CompletionSpec) -> chat.Gene
         sampling=_sampling(spec.sampling),
         stop=_stop(spec.stop),
         returns=_returns(spec.returns),
+        constraint=_constraint(spec),
+        num_choices=_num_choices(spec.sampling),
         priority=priority,
         affinity_key=service.affinity_key,
     )
@@ -250,13 +196,6 @@ def _options(spec: chat_pb.ChatSpec | completion_pb.CompletionSpec) -> chat.Gene
 
 def _sampling(options: common_pb.SamplingOptions) -> chat.SamplingChoices:
     at = "spec.sampling"
-    if options.HasField("num_choices"):
-        _check(options.num_choices > 0, f"{at}.num_choices", "must be at least 1")
-        _refuse(
-            options.num_choices > 1,
-            f"{at}.num_choices",
-            "one choice a request; send the request several times",
-        )
     if options.HasField("top_k"):
         _check(options.top_k <= MAX_TOKEN_ID, f"{at}.top_k", f"must be at most {MAX_TOKEN_ID}; 0 turns it off")
     return chat.SamplingChoices(
@@ -270,6 +209,23 @@ def _sampling(options: common_pb.SamplingOptions) -> chat.SamplingChoices:
         seed=options.seed if options.HasField("seed") else None,
         logit_bias=_logit_bias(options),
     )
+
+
+def _num_choices(options: common_pb.SamplingOptions) -> int:
+    if not options.HasField("num_choices"):
+        return 1
+    _check(1 <= options.num_choices <= MAX_CHOICES, "spec.sampling.num_choices", f"must be 1 to {MAX_CHOICES}")
+    return options.num_choices
+
+
+def _constraint(spec: chat_pb.ChatSpec | completion_pb.CompletionSpec) -> chat.Constraint | None:
+    if not spec.HasField("constraint"):
+        return None
+    constraint = decode_constraint(spec.constraint)
+    if constraint is None:
+        raise InvalidRequest("spec.constraint", "must have a kind, such as json_schema")
+    check_constraint(constraint, f"spec.constraint.{spec.constraint.WhichOneof('kind')}")
+    return constraint
 
 
 def _real(

@@ -71,7 +71,7 @@ INVALID_OPTIONS: list[tuple[dict[str, object], str]] = [
             "presence_penalty": (-2.5, 2.5, "NaN"),
             "frequency_penalty": (-2.5, 2.5, "Infinity"),
             "repetition_penalty": (0, -1, 2.01, "NaN"),
-            "num_choices": (0,),
+            "num_choices": (0, 17),
         }.items()
         for value in values
     ],
@@ -79,6 +79,12 @@ INVALID_OPTIONS: list[tuple[dict[str, object], str]] = [
     ({"sampling": {"logit_bias": {"7": "NaN"}}}, "spec.sampling.logit_bias[7]"),
     ({"sampling": {"logit_bias": {"7": 100.5}}}, "spec.sampling.logit_bias[7]"),
     ({"sampling": {"logit_bias": {str(2**31): 1}}}, f"spec.sampling.logit_bias[{2**31}]"),
+    ({"constraint": {}}, "spec.constraint"),
+    ({"constraint": {"any_json_object": False}}, "spec.constraint"),
+    ({"constraint": {"json_schema": "{"}}, "spec.constraint.json_schema"),
+    ({"constraint": {"regex": "(a"}}, "spec.constraint.regex"),
+    ({"constraint": {"grammar": ""}}, "spec.constraint.grammar"),
+    ({"constraint": {"one_of": {}}}, "spec.constraint.one_of"),
     ({"stop": {"max_output_tokens": 0}}, "spec.stop.max_output_tokens"),
     ({"stop": {"max_output_tokens": 4, "min_output_tokens": 5}}, "spec.stop.min_output_tokens"),
     ({"stop": {"stop_sequences": ["a"] * 17}}, "spec.stop.stop_sequences"),
@@ -93,9 +99,6 @@ INVALID_OPTIONS: list[tuple[dict[str, object], str]] = [
     ({"returns": {"max_coalesce": "-1s"}}, "spec.returns.max_coalesce"),
 ]
 UNSUPPORTED_OPTIONS: list[tuple[dict[str, object], str]] = [
-    ({"sampling": {"num_choices": 2}}, "spec.sampling.num_choices"),
-    ({"constraint": {"regex": "a+"}}, "spec.constraint"),
-    ({"constraint": {}}, "spec.constraint"),
     ({"continuation": {"response_id": "r"}}, "spec.continuation"),
     ({"returns": {"prompt_top_logprobs": 1}}, "spec.returns.prompt_top_logprobs"),
     ({"returns": {"max_coalesce": "0.02s"}}, "spec.returns.max_coalesce"),
@@ -114,7 +117,13 @@ ACCEPTED_OPTIONS: list[tuple[dict[str, object], Callable[[chat.GenerationOptions
     ({"sampling": {"repetition_penalty": 2}}, lambda o: o.sampling.repetition_penalty, 2.0),
     ({"sampling": {"seed": 2**64 - 1}}, lambda o: o.sampling.seed, 2**64 - 1),
     ({"sampling": {"seed": 0}}, lambda o: o.sampling.seed, 0),
-    ({"sampling": {"num_choices": 1}}, lambda o: o.sampling, chat.SamplingChoices()),
+    ({"sampling": {"num_choices": 1}}, lambda o: o, chat.GenerationOptions()),
+    ({"sampling": {"num_choices": 16}}, lambda o: o.num_choices, 16),
+    ({"constraint": {"json_schema": "{}"}}, lambda o: o.constraint, chat.JsonSchema("{}")),
+    ({"constraint": {"any_json_object": True}}, lambda o: o.constraint, chat.AnyJsonObject()),
+    ({"constraint": {"regex": "a+"}}, lambda o: o.constraint, chat.Regex("a+")),
+    ({"constraint": {"grammar": 'root ::= "a"'}}, lambda o: o.constraint, chat.Grammar('root ::= "a"')),
+    ({"constraint": {"one_of": {"values": ["a", "b"]}}}, lambda o: o.constraint, chat.OneOf(("a", "b"))),
     (
         {"sampling": {"logit_bias": {"0": -100, "9": 100}}},
         lambda o: dict(o.sampling.logit_bias),

@@ -255,9 +255,9 @@ def test_text_is_held_no_longer_than_a_call_may_come(shown: str, held: str) -> N
     ids=lambda v: v[:20],
 )
 def test_hostile_outputs_cost_little(output: str) -> None:
-    began_s = time.perf_counter()
+    began_s = time.process_time()
     parsed = parse(output, SEARCHES)
-    assert time.perf_counter() - began_s < 1
+    assert time.process_time() - began_s < 1
     if not parsed.calls:
         assert parsed.text == output.replace("<TAG>", "")
 

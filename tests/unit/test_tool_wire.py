@@ -3,18 +3,21 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 
 import pytest
 from google.protobuf import json_format
-from replica import MODEL, running_gateway, says, soon
+from replica import MODEL, running_gateway, soon
 
 from deployments.call import Call
 from deployments.ingress import proto_answers, proto_codec
 from llama31 import chat
+from llama31.engine import EngineRequest
 from llama31.errors import InvalidRequest, Unsupported
 from llama31.prompt import ChatmlPrompt
 from llama31.scripted_engine import Script
 from llama31.tokenizer import HuggingFaceTokenizer
+from llama31.tools import required_call_schema
 from llama31.v1 import chat_service_pb2 as chat_pb
 
 SCHEMA = '{"type": "object", "properties": {"city": {"type": "string"}}}'
@@ -52,7 +55,6 @@ BAD_SCHEMAS = [
     "7",
     '{"type": "string"}',
     nested(300),
-    nested(17),
     json.dumps({"type": "object", "properties": {"a": {"enum": list(range(501))}}}),
     json.dumps({"type": "object", "description": "x" * 70_000}),
     "[" * 30_000,
@@ -60,7 +62,6 @@ BAD_SCHEMAS = [
     '{"$ref": "#/$defs/a", "$defs": {"a": {"$ref": "#/$defs/b"}, "b": {"$ref": "#/$defs/a"}}}',
     '{"properties": {"a": {"$ref": "#/$defs/none"}}}',
     '{"properties": {"a": {"$ref": "https://example.com/schema"}}}',
-    '{"properties": {"a": {"maximum": NaN}}}',
 ]
 GOOD_SCHEMAS = [
     "",
@@ -109,7 +110,7 @@ def test_good_schemas(schema: str) -> None:
         ({"messages": [USER, CALLING, {**RESULT, "tool_call_id": "c2"}]}, "spec.messages[2].tool_call_id"),
         ({"messages": [RESULT, CALLING]}, "spec.messages[0].tool_call_id"),
         ({"messages": [CALLING, CALLING]}, "spec.messages[1]"),
-        (with_call(id=""), "spec.messages[1]"),
+        (with_call(id=""), "spec.messages[1].parts[0].tool_call.id"),
         (with_call(name=""), "spec.messages[1].parts[0].tool_call.name"),
         (with_call(arguments_json="{"), "spec.messages[1].parts[0].tool_call.arguments_json"),
         (with_call(arguments_json="[]"), "spec.messages[1].parts[0].tool_call.arguments_json"),
@@ -182,20 +183,28 @@ def test_calls_are_parts_of_a_whole_answer(text: str) -> None:
 OUTPUT = 'Wait. {"name": "f", "parameters": {"city": "Rome"}}'
 
 
-async def ask(tokenizer: HuggingFaceTokenizer, request: chat.ChatRequest, output: str = OUTPUT) -> list[chat.Event]:
-    script = Script(answer=says(*tokenizer.encode(output), 2))
-    async with running_gateway(tokenizer, script) as system:
+async def ask(
+    tokenizer: HuggingFaceTokenizer, request: chat.ChatRequest, output: str = OUTPUT
+) -> tuple[list[chat.Event], list[EngineRequest]]:
+    """What the client hears, and what the engine was asked."""
+    asked: list[EngineRequest] = []
+
+    def answer(request: EngineRequest) -> list[int]:
+        asked.append(request)
+        return [*tokenizer.encode(output), 2]
+
+    async with running_gateway(tokenizer, Script(answer=answer), max_model_tokens=2048) as system:
         events = system.gateway.chat(request, Call("tools-1"))
         heard = []
         while (event := await soon(anext(events, None))) is not None:
             heard.append(event)
-        return heard
+        return heard, asked
 
 
 async def test_a_call_takes_the_whole_path(chatml_tokenizer: HuggingFaceTokenizer) -> None:
     messages = (chat.Message(chat.Role.USER, "hi"),)
     tools: tuple[chat.Tool, ...] = (chat.FunctionTool("f", "d", SCHEMA),)
-    heard = await ask(chatml_tokenizer, chat.ChatRequest(MODEL, messages, tools=tools))
+    heard, _ = await ask(chatml_tokenizer, chat.ChatRequest(MODEL, messages, tools=tools))
     prompt = ChatmlPrompt(chatml_tokenizer).encode_dialog(messages, tools=tools)
     assert isinstance(heard[0], chat.Started)
     assert heard[0].prompt_tokens == len(prompt)
@@ -219,7 +228,7 @@ async def test_what_no_tool_is_offered_for_is_text(
     chatml_tokenizer: HuggingFaceTokenizer, tools: tuple[chat.Tool, ...], policy: chat.ToolPolicy
 ) -> None:
     messages = (chat.Message(chat.Role.USER, "hi"),)
-    heard = await ask(chatml_tokenizer, chat.ChatRequest(MODEL, messages, tools=tools, tool_policy=policy))
+    heard, _ = await ask(chatml_tokenizer, chat.ChatRequest(MODEL, messages, tools=tools, tool_policy=policy))
     assert "".join(event.text for event in heard if isinstance(event, chat.Delta)) == OUTPUT
     assert heard[-2] == chat.ChoiceDone(0, chat.FinishReason.END_OF_TURN)
     if policy.mode is chat.ToolMode.NONE:
@@ -231,7 +240,7 @@ async def test_a_length_limit_is_told_before_calls(chatml_tokenizer: HuggingFace
     messages = (chat.Message(chat.Role.USER, "hi"),)
     limit = chat.GenerationOptions(stop=chat.StopChoices(len(chatml_tokenizer.encode(OUTPUT))))
     request = chat.ChatRequest(MODEL, messages, limit, tools=(chat.FunctionTool("f"),))
-    heard = await ask(chatml_tokenizer, request)
+    heard, _ = await ask(chatml_tokenizer, request)
     assert any(event.tool_calls for event in heard if isinstance(event, chat.Delta))
     assert heard[-2] == chat.ChoiceDone(0, chat.FinishReason.MAX_OUTPUT_TOKENS)
 
@@ -240,3 +249,25 @@ async def test_the_stand_in_knows_no_built_in_tools(chatml_tokenizer: HuggingFac
     messages = (chat.Message(chat.Role.USER, "hi"),)
     with pytest.raises(Unsupported, match="tools"):
         await ask(chatml_tokenizer, chat.ChatRequest(MODEL, messages, tools=(chat.BuiltinTool.SEARCH,)))
+
+
+async def test_a_required_call_constrains_the_engine(chatml_tokenizer: HuggingFaceTokenizer) -> None:
+    messages = (chat.Message(chat.Role.USER, "hi"),)
+    tools = (chat.FunctionTool("f", "d", SCHEMA), chat.FunctionTool("g"))
+    policy = chat.ToolPolicy(chat.ToolMode.REQUIRED, "f")
+    request = chat.ChatRequest(MODEL, messages, tools=tools, tool_policy=policy)
+    _, (asked,) = await ask(chatml_tokenizer, request)
+    assert asked.constraint == chat.JsonSchema(required_call_schema(tools, policy))
+    _, (asked,) = await ask(chatml_tokenizer, replace(request, tool_policy=chat.ToolPolicy()))
+    assert asked.constraint is None
+    with pytest.raises(InvalidRequest, match=r"spec\.constraint"):
+        await ask(chatml_tokenizer, replace(request, options=chat.GenerationOptions(constraint=chat.AnyJsonObject())))
+
+
+async def test_every_choice_has_calls_of_its_own(chatml_tokenizer: HuggingFaceTokenizer) -> None:
+    messages, tools = (chat.Message(chat.Role.USER, "hi"),), (chat.FunctionTool("f"),)
+    two = chat.GenerationOptions(num_choices=2)
+    heard, _ = await ask(chatml_tokenizer, chat.ChatRequest(MODEL, messages, two, tools=tools))
+    calls = {event.choice: call for event in heard if isinstance(event, chat.Delta) for call in event.tool_calls}
+    assert set(calls) == {0, 1}
+    assert calls[0].id != calls[1].id
