@@ -33,12 +33,12 @@ STYLES = {"json": ToolPromptFormat.JSON, "function_tag": ToolPromptFormat.FUNCTI
 BUILTINS = {tool.value for tool in BuiltinTool}
 
 
-def _rows() -> list[Row]:
+def golden_rows() -> list[Row]:
     path = Path(os.environ.get("LLAMA31_GOLDEN") or DEFAULT_PATH)
     return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines() if line.strip()]
 
 
-@pytest.mark.parametrize("row", [pytest.param(row, id=str(row["id"])) for row in _rows()])
+@pytest.mark.parametrize("row", [pytest.param(row, id=str(row["id"])) for row in golden_rows()])
 def test_golden(row: Row, llama31_tokenizer: Llama31Tokenizer) -> None:
     check = CHECKS.get(row["kind"])
     if check is None:
