@@ -27,6 +27,7 @@ class Job:
     request: EngineRequest
     arrived_s: float
     is_limited_by_context: bool
+    warnings: tuple[str, ...] = ()
 
     def of_choice(self, index: int) -> EngineRequest:
         """The sequence of one choice."""

@@ -3,12 +3,18 @@
 Llama31Error
 ├── RequestError            the caller must change something
 │   ├── InvalidRequest      a field is malformed or out of range
-│   │   └── MalformedMessage  the bytes are no message of this type
+│   │   ├── MalformedMessage  the bytes are no message of this type
+│   │   └── LanguageRefused   the tenant may not use this language here
 │   ├── ContextTooLong      prompt and output do not fit the context
 │   ├── ModelNotFound       no such model here
 │   ├── Unsupported         a documented feature that is off or not offered
 │   ├── DuplicateRequest    this request id is in flight
-│   └── Unauthenticated     no credential, or not the right one
+│   ├── Unauthenticated     no credential, or not the right one
+│   ├── PermissionDenied    the tenant may not ask for this
+│   └── LimitReached        the tenant has used up what it was given; come back later
+│       ├── RateLimited       requests per minute
+│       ├── QuotaExceeded     tokens per minute
+│       └── ConcurrencyLimit  requests at the same time
 ├── ServiceError            the service could not do it
 │   ├── Overloaded          shed early; come back later
 │   ├── NoReadyReplica      the model is known, no replica can answer now
@@ -64,6 +70,12 @@ class MalformedMessage(InvalidRequest):
     """The bytes are no message of this type, or hold text that is not UTF-8."""
 
     reason = "MALFORMED_MESSAGE"
+
+
+class LanguageRefused(InvalidRequest):
+    """The text is in a language that the model was not made for, and the tenant's policy says no."""
+
+    reason = "LANGUAGE_NOT_SUPPORTED"
 
 
 class ContextTooLong(RequestError):
@@ -129,6 +141,52 @@ class Unauthenticated(RequestError):
     """No credential, or not the right one."""
 
     reason = "UNAUTHENTICATED"
+
+
+class PermissionDenied(RequestError):
+    """The tenant may not ask for this; `field` is its path in the request message."""
+
+    reason = "PERMISSION_DENIED"
+
+    def __init__(self, field: str, message: str) -> None:
+        super().__init__(field, message)
+        self.field = field
+        self.message = message
+
+    def __str__(self) -> str:
+        return f"{self.field}: {self.message}"
+
+
+class LimitReached(RequestError):
+    """A tenant's limit. `retry_after_s` inf: waiting does not help, the request is too large."""
+
+    retryable = True
+
+    def __init__(self, message: str, retry_after_s: float = 1.0) -> None:
+        super().__init__(message, retry_after_s)
+        self.message = message
+        self.retry_after_s = retry_after_s
+
+    def __str__(self) -> str:
+        return self.message
+
+
+class RateLimited(LimitReached):
+    """The tenant's requests per minute are used up."""
+
+    reason = "RATE_LIMITED"
+
+
+class QuotaExceeded(LimitReached):
+    """The tenant's tokens per minute do not cover prompt and output limit."""
+
+    reason = "QUOTA_EXCEEDED"
+
+
+class ConcurrencyLimit(LimitReached):
+    """The tenant has as many requests in flight as it may."""
+
+    reason = "CONCURRENCY_LIMIT"
 
 
 class ServiceError(Llama31Error):

@@ -38,11 +38,16 @@ _INTERNAL_ROW = StatusRow(grpc.StatusCode.INTERNAL, 500, False)
 STATUS_TABLE: dict[type[errors.Llama31Error], StatusRow] = {
     errors.InvalidRequest: StatusRow(grpc.StatusCode.INVALID_ARGUMENT, 400, False),
     errors.MalformedMessage: StatusRow(grpc.StatusCode.INVALID_ARGUMENT, 400, False),
+    errors.LanguageRefused: StatusRow(grpc.StatusCode.INVALID_ARGUMENT, 400, False),
     errors.ContextTooLong: StatusRow(grpc.StatusCode.INVALID_ARGUMENT, 400, False),
     errors.ModelNotFound: StatusRow(grpc.StatusCode.NOT_FOUND, 404, False),
     errors.Unsupported: StatusRow(grpc.StatusCode.UNIMPLEMENTED, 501, False),
     errors.DuplicateRequest: StatusRow(grpc.StatusCode.ALREADY_EXISTS, 409, False),
     errors.Unauthenticated: StatusRow(grpc.StatusCode.UNAUTHENTICATED, 401, False),
+    errors.PermissionDenied: StatusRow(grpc.StatusCode.PERMISSION_DENIED, 403, False),
+    errors.RateLimited: StatusRow(grpc.StatusCode.RESOURCE_EXHAUSTED, 429, True),
+    errors.QuotaExceeded: StatusRow(grpc.StatusCode.RESOURCE_EXHAUSTED, 429, True),
+    errors.ConcurrencyLimit: StatusRow(grpc.StatusCode.RESOURCE_EXHAUSTED, 429, True),
     errors.Overloaded: StatusRow(grpc.StatusCode.RESOURCE_EXHAUSTED, 429, True),
     errors.NoReadyReplica: StatusRow(grpc.StatusCode.UNAVAILABLE, 503, True),
     errors.Draining: StatusRow(grpc.StatusCode.UNAVAILABLE, 503, True),
@@ -65,6 +70,8 @@ STATUS_TABLE: dict[type[errors.Llama31Error], StatusRow] = {
 ERROR_FACTS: dict[type[errors.Llama31Error], tuple[str, ...]] = {
     errors.InvalidRequest: ("field",),
     errors.MalformedMessage: ("field",),
+    errors.LanguageRefused: ("field",),
+    errors.PermissionDenied: ("field",),
     errors.Unsupported: ("field",),
     errors.ContextTooLong: ("prompt_tokens", "output_tokens", "limit_tokens"),
     errors.ModelNotFound: ("model", "known"),
@@ -119,6 +126,9 @@ def trailing_metadata(error: errors.Llama31Error, status: status_pb2.Status) -> 
     delay_s = retry_delay_s(error)
     if delay_s is None:
         return (details,)
+    if isinstance(error, errors.LimitReached) and math.isinf(error.retry_after_s):
+        # A request above the whole budget: a negative pushback tells gRPC clients not to wait for it.
+        return (details, (PUSHBACK_KEY, "-1"))
     return (details, (PUSHBACK_KEY, str(round(delay_s * 1000))))
 
 
@@ -202,6 +212,16 @@ def _rebuild(reason: str, text: str, facts: Mapping[str, str], delay_s: float) -
             return errors.MalformedMessage(fact("field"), text.removeprefix(f"{fact('field')}: "))
         case errors.Unsupported.reason:
             return errors.Unsupported(fact("field"), text.removeprefix(f"{fact('field')}: "))
+        case errors.LanguageRefused.reason:
+            return errors.LanguageRefused(fact("field"), text.removeprefix(f"{fact('field')}: "))
+        case errors.PermissionDenied.reason:
+            return errors.PermissionDenied(fact("field"), text.removeprefix(f"{fact('field')}: "))
+        case errors.RateLimited.reason:
+            return errors.RateLimited(text, delay_s)
+        case errors.QuotaExceeded.reason:
+            return errors.QuotaExceeded(text, delay_s)
+        case errors.ConcurrencyLimit.reason:
+            return errors.ConcurrencyLimit(text, delay_s)
         case errors.ContextTooLong.reason:
             return errors.ContextTooLong(number("prompt_tokens"), number("output_tokens"), number("limit_tokens"))
         case errors.ModelNotFound.reason:
