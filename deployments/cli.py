@@ -17,6 +17,7 @@ from llama31.errors import ConfigInvalid, Llama31Error
 
 EXIT_ERROR = 1
 EXIT_INTERRUPTED = 130
+OFF = "off"
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -53,6 +54,9 @@ def _add_service_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--plan", help="how to split a replica: tp8, pp2, tp2pp2 (default: the configuration's)")
     parser.add_argument("--replicas", type=int, metavar="N", help="engine replicas")
     parser.add_argument("--port", type=int, help="gRPC port, 0 for a free one (default: 9000)")
+    parser.add_argument(
+        "--http-port", type=_port_or_off, metavar="PORT", help="OpenAI API and status page, or 'off' (default: 8000)"
+    )
     parser.add_argument("--metrics-port", type=int, help="Prometheus port of each node (default: 9400)")
     parser.add_argument("--weights", choices=("checkpoint", "dummy"), help="dummy: random weights, no checkpoint")
     parser.add_argument("--engine", choices=("vllm", "scripted"), help="scripted: echoes the prompt, no model")
@@ -70,7 +74,13 @@ def _service_config(options: argparse.Namespace) -> ServiceConfig:
         "engine.checkpoint": options.checkpoint,
     }
     overrides = {path: value for path, value in chosen.items() if value is not None}
+    if options.http_port is not None:
+        overrides["ingress.http_port"] = None if options.http_port == OFF else options.http_port
     return load_config(options.config, overrides)
+
+
+def _port_or_off(text: str) -> int | str:
+    return OFF if text == OFF else int(text)
 
 
 def _add_serve(parser: argparse.ArgumentParser) -> None:
@@ -131,6 +141,7 @@ def _demo(options: argparse.Namespace) -> int:
     overrides = {
         "plan": options.plan,
         "ingress.port": 0,
+        "ingress.http_port": None,
         "ingress.metrics_port": 0,
         "local_cluster.dashboard_port": 0,
     }

