@@ -8,6 +8,7 @@ Llama31Error
 │   ├── ModelNotFound       no such model here
 │   ├── Unsupported         a documented feature that is off or not offered
 │   ├── DuplicateRequest    this request id is in flight
+│   ├── RequestTimeout      the call was opened, its request did not come
 │   └── Unauthenticated     no credential, or not the right one
 ├── ServiceError            the service could not do it
 │   ├── Overloaded          shed early; come back later
@@ -16,6 +17,7 @@ Llama31Error
 │   ├── StreamInterrupted   the replica was lost after work began
 │   ├── DeadlineExceeded    the caller's deadline passed
 │   ├── RequestCancelled    the caller went away
+│   ├── SlowConsumer        the caller does not read its answer
 │   └── InternalError       a bug; clients see no more than that
 └── SetupError              the operator must change something
     ├── ConfigInvalid       the configuration contradicts itself
@@ -125,6 +127,12 @@ class DuplicateRequest(RequestError):
         return f"a request with id {self.request_id!r} is in flight; ids are unique while in flight"
 
 
+class RequestTimeout(RequestError):
+    """The caller opened a call and did not send the request in time."""
+
+    reason = "REQUEST_TIMEOUT"
+
+
 class Unauthenticated(RequestError):
     """No credential, or not the right one."""
 
@@ -208,6 +216,13 @@ class RequestCancelled(ServiceError):
     """The caller cancelled or went away."""
 
     reason = "CANCELLED"
+    retryable = False
+
+
+class SlowConsumer(ServiceError):
+    """The caller did not read its answer for too long; another attempt would end the same way."""
+
+    reason = "SLOW_CONSUMER"
     retryable = False
 
 

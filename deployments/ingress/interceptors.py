@@ -1,6 +1,8 @@
-"""What happens around every RPC: request id, deadline, refusal while draining, error status, stalled readers?
+"""What happens around every RPC: request id, deadline, draining, error status, stalled writers and readers?
 
 These are plain wrappers around our own methods, because the interceptors of grpc.aio are experimental.
+Every handler is one of streams, also for a single message: grpc.aio's own unary handlers wait without end
+and out of our sight for a request that never comes, and for a reader that never reads the answer.
 """
 
 from __future__ import annotations
@@ -12,7 +14,7 @@ import re
 import uuid
 from collections.abc import Awaitable, Callable, Iterator
 from dataclasses import dataclass
-from typing import NoReturn, TypeAlias, TypeVar
+from typing import NoReturn, TypeAlias
 
 import grpc
 
@@ -22,9 +24,11 @@ from llama31.chat import Started
 from llama31.errors import (
     Draining,
     InternalError,
-    InvalidRequest,
     Llama31Error,
+    MalformedMessage,
     RequestCancelled,
+    RequestTimeout,
+    SlowConsumer,
     Unsupported,
 )
 
@@ -36,7 +40,6 @@ _REQUEST_ID = re.compile(r"[A-Za-z0-9._-]{1,128}")
 _LOG = logging.getLogger(__name__)
 
 Context: TypeAlias = "grpc.aio.ServicerContext[bytes, bytes]"
-_R = TypeVar("_R")
 
 
 @dataclass(frozen=True, slots=True)
@@ -58,13 +61,13 @@ class Rpc:
             await self.context.send_initial_metadata(headers)
 
     async def write(self, message: bytes) -> None:
-        """Sends one message. Raises: RequestCancelled if the client went away or does not read."""
+        """Sends one message. Raises: RequestCancelled if the client went away, SlowConsumer if it does not read."""
         try:
             with _client_gone():
                 async with asyncio.timeout(self.write_stall_s):
                     await self.context.write(message)
         except TimeoutError:
-            raise RequestCancelled(f"slow consumer: nothing was read for {self.write_stall_s:g} s") from None
+            raise SlowConsumer(f"slow consumer: nothing was read for {self.write_stall_s:g} s") from None
 
 
 @contextlib.contextmanager
@@ -83,9 +86,10 @@ StreamMethod: TypeAlias = Callable[[bytes, Rpc], Awaitable[None]]
 class RpcGuard:
     """Wraps methods into gRPC handlers on raw bytes and counts the calls that a drain waits for."""
 
-    def __init__(self, write_stall_s: float) -> None:
+    def __init__(self, write_stall_s: float, request_wait_s: float) -> None:
         self.draining = asyncio.Event()
         self._write_stall_s = write_stall_s
+        self._request_wait_s = request_wait_s
         self._in_flight = 0
         self._idle = asyncio.Event()
         self._idle.set()
@@ -100,20 +104,20 @@ class RpcGuard:
             while_draining: Whether it answers while draining, and is not waited for.
         """
 
-        async def handle(request: bytes, context: Context) -> bytes:
-            return await self._run(method, request, context, prompt_field, while_draining)
+        async def answer(request: bytes, rpc: Rpc) -> None:
+            await rpc.write(await method(request, rpc))
 
-        return grpc.unary_unary_rpc_method_handler(handle)
+        return self.stream(answer, prompt_field=prompt_field, while_draining=while_draining)
 
     def stream(
         self, method: StreamMethod, *, prompt_field: str = "spec", while_draining: bool = False
     ) -> grpc.RpcMethodHandler[bytes, bytes]:
         """A handler for one request and a stream of answers; arguments as for `unary`."""
 
-        async def handle(request: bytes, context: Context) -> None:
-            await self._run(method, request, context, prompt_field, while_draining)
+        async def handle(requests: object, context: Context) -> None:
+            await self._run(method, self._receive, context, prompt_field, while_draining)
 
-        return grpc.unary_stream_rpc_method_handler(handle)
+        return grpc.stream_stream_rpc_method_handler(handle)
 
     def unsupported(self, field: str, message: str) -> grpc.RpcMethodHandler[bytes, bytes]:
         """A handler that refuses a stream of requests before it reads any."""
@@ -122,7 +126,7 @@ class RpcGuard:
             raise Unsupported(field, message)
 
         async def handle(requests: object, context: Context) -> None:
-            await self._run(refuse, b"", context, field, while_draining=True)
+            await self._run(refuse, _receive_nothing, context, field, while_draining=True)
 
         return grpc.stream_stream_rpc_method_handler(handle)
 
@@ -134,18 +138,30 @@ class RpcGuard:
                 await self._idle.wait()
         return self._in_flight == 0
 
+    async def _receive(self, context: Context) -> bytes:
+        """The request. Raises: RequestTimeout if it does not come, MalformedMessage if there is none."""
+        try:
+            async with asyncio.timeout(self._request_wait_s):
+                message = await context.read()
+        except TimeoutError:
+            raise RequestTimeout(f"request not received within {self._request_wait_s:g} s") from None
+        if not isinstance(message, bytes):
+            raise MalformedMessage("request", "malformed request message: the call brought none")
+        return message
+
     async def _run(
         self,
-        method: Callable[[bytes, Rpc], Awaitable[_R]],
-        request: bytes,
+        method: StreamMethod,
+        receive: Callable[[Context], Awaitable[bytes]],
         context: Context,
         prompt_field: str,
         while_draining: bool,
-    ) -> _R:
+    ) -> None:
         request_id = uuid.uuid4().hex
         try:
             request_id = _request_id(context) or request_id
             rpc = Rpc(Call(request_id, _deadline_s(context)), context, self._write_stall_s)
+            request = await receive(context)
             if while_draining:
                 return await method(request, rpc)
             with self._counted():
@@ -181,18 +197,20 @@ class RpcGuard:
                 self._idle.set()
 
 
+async def _receive_nothing(context: Context) -> bytes:
+    return b""
+
+
 def _is_cancelled() -> bool:
     task = asyncio.current_task()
     return task is not None and task.cancelling() > 0
 
 
 def _request_id(context: Context) -> str:
-    """The caller's id, or "" if it gave none."""
+    """The caller's id; "" if it gave none that may stand in a log: the answer's headers tell which one holds."""
     for key, value in context.invocation_metadata() or ():
-        if key == REQUEST_ID_KEY:
-            if isinstance(value, str) and _REQUEST_ID.fullmatch(value):
-                return value
-            raise InvalidRequest(REQUEST_ID_KEY, "must have 1 to 128 of the characters A-Z a-z 0-9 . _ -")
+        if key == REQUEST_ID_KEY and isinstance(value, str) and _REQUEST_ID.fullmatch(value):
+            return value
     return ""
 
 

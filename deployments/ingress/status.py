@@ -42,6 +42,7 @@ STATUS_TABLE: dict[type[errors.Llama31Error], StatusRow] = {
     errors.ModelNotFound: StatusRow(grpc.StatusCode.NOT_FOUND, 404, False),
     errors.Unsupported: StatusRow(grpc.StatusCode.UNIMPLEMENTED, 501, False),
     errors.DuplicateRequest: StatusRow(grpc.StatusCode.ALREADY_EXISTS, 409, False),
+    errors.RequestTimeout: StatusRow(grpc.StatusCode.DEADLINE_EXCEEDED, 408, False),
     errors.Unauthenticated: StatusRow(grpc.StatusCode.UNAUTHENTICATED, 401, False),
     errors.Overloaded: StatusRow(grpc.StatusCode.RESOURCE_EXHAUSTED, 429, True),
     errors.NoReadyReplica: StatusRow(grpc.StatusCode.UNAVAILABLE, 503, True),
@@ -49,6 +50,7 @@ STATUS_TABLE: dict[type[errors.Llama31Error], StatusRow] = {
     errors.StreamInterrupted: StatusRow(grpc.StatusCode.UNAVAILABLE, 503, True),
     errors.DeadlineExceeded: StatusRow(grpc.StatusCode.DEADLINE_EXCEEDED, 504, False),
     errors.RequestCancelled: StatusRow(grpc.StatusCode.CANCELLED, 499, False),
+    errors.SlowConsumer: StatusRow(grpc.StatusCode.RESOURCE_EXHAUSTED, 499, False),
     errors.InternalError: _INTERNAL_ROW,
     # What the operator must change is nothing that a client could act on.
     errors.ConfigInvalid: _INTERNAL_ROW,
@@ -216,7 +218,13 @@ def _rebuild(reason: str, text: str, facts: Mapping[str, str], delay_s: float) -
             return errors.StreamInterrupted(fact("replica_id"), number("tokens_sent"), fact("cause"))
         case errors.DeadlineExceeded.reason:
             return errors.DeadlineExceeded(fact("stage"))
-    plain = (errors.Unauthenticated, errors.Draining, errors.RequestCancelled)
+    plain = (
+        errors.RequestTimeout,
+        errors.Unauthenticated,
+        errors.Draining,
+        errors.RequestCancelled,
+        errors.SlowConsumer,
+    )
     return next((kind(text) for kind in plain if kind.reason == reason), errors.InternalError(text))
 
 
