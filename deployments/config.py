@@ -85,6 +85,7 @@ class IngressConfig(Section):
     reflection: bool = True
     drain_s: float = Field(default=20.0, ge=0)
     max_output_tokens: int = Field(default=4096, ge=1, description="when the request names no limit")
+    max_requests: int = Field(default=8192, ge=1, description="in flight in one ingress; more are refused at once")
 
     @model_validator(mode="after")
     def _stays_on_loopback(self) -> IngressConfig:

@@ -37,6 +37,7 @@ from llama31.errors import (
     Llama31Error,
     ModelNotFound,
     NoReadyReplica,
+    Overloaded,
     RequestCancelled,
     StreamInterrupted,
 )
@@ -45,6 +46,7 @@ T = TypeVar("T")
 
 # Prompts above this are encoded in a thread, so that one long prompt does not hold up every stream.
 ENCODE_IN_THREAD_CHARS = 20_000
+OVERLOAD_RETRY_S = 1.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -124,6 +126,9 @@ class ServiceGateway:
         self._check_model(request.model)
         if call.request_id in self._in_flight:
             raise DuplicateRequest(call.request_id)
+        limit = self._config.ingress.max_requests
+        if len(self._in_flight) >= limit:
+            raise Overloaded(f"overloaded: this server answers at most {limit} requests at a time", OVERLOAD_RETRY_S)
         self._in_flight.add(call.request_id)
         self._metrics.set("llama31_streams_open", len(self._in_flight), model=self._config.model)
         outcome = RequestCancelled.reason
@@ -156,6 +161,9 @@ class ServiceGateway:
             raise ContextTooLong(len(prompt), wanted or 1, self._config.engine.max_model_tokens)
         self._check_ids("spec.stop.stop_token_ids", options.stop.stop_token_ids)
         self._check_ids("spec.sampling.logit_bias", tuple(options.sampling.logit_bias))
+        top_k, vocabulary = options.sampling.top_k or 0, self._spec.vocab_size
+        if top_k > vocabulary:
+            raise InvalidRequest("spec.sampling.top_k", f"must be at most {vocabulary}, the vocabulary; 0 turns it off")
         default = self._config.ingress.max_output_tokens
         limit_tokens = wanted or min(default, room)
         stop_ids = () if options.stop.ignore_eos else self._spec.stop_token_ids

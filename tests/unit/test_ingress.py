@@ -316,7 +316,7 @@ async def test_a_request_that_never_comes_is_not_waited_for(path: str) -> None:
     async with grpc.aio.insecure_channel(f"127.0.0.1:{port}") as channel:
         call = channel.stream_unary(path)()
         draining = asyncio.create_task(ingress.drain(5))
-        with pytest.raises(grpc.aio.AioRpcError, match="request not received within 0.1 s") as caught:
+        with pytest.raises(grpc.aio.AioRpcError, match="request not received") as caught:
             await soon(call)
         assert caught.value.code() is grpc.StatusCode.DEADLINE_EXCEEDED
         assert await soon(draining, 0.05)
