@@ -3,13 +3,21 @@
 Llama31Error
 ├── RequestError            the caller must change something
 │   ├── InvalidRequest      a field is malformed or out of range
-│   │   └── MalformedMessage  the bytes are no message of this type
+│   │   ├── MalformedMessage  the bytes are no message of this type
+│   │   └── UnknownField      the API has no such field
 │   ├── ContextTooLong      prompt and output do not fit the context
 │   ├── ModelNotFound       no such model here
 │   ├── Unsupported         a documented feature that is off or not offered
+│   │   └── UnsupportedContent  a kind of content that this model does not read
 │   ├── DuplicateRequest    this request id is in flight
-│   ├── RequestTimeout      the call was opened, its request did not come
-│   └── Unauthenticated     no credential, or not the right one
+│   ├── Unauthenticated     no credential, or not the right one
+│   ├── PermissionDenied    the tenant may not ask for this
+│   ├── PathNotFound        nothing is served under this path
+│   ├── MethodNotAllowed    the path is there, but not for this method
+│   ├── MediaTypeRefused    the body is not in a form that is read here
+│   ├── PayloadTooLarge     the body is larger than any request needs to be
+│   ├── HeadersTooLarge     too many headers, or too long ones
+│   └── RequestTimeout      the request did not arrive in time
 ├── ServiceError            the service could not do it
 │   ├── Overloaded          shed early; come back later
 │   ├── NoReadyReplica      the model is known, no replica can answer now
@@ -68,6 +76,12 @@ class MalformedMessage(InvalidRequest):
     reason = "MALFORMED_MESSAGE"
 
 
+class UnknownField(InvalidRequest):
+    """The API has no such field; never ignored, because the caller expects it to act."""
+
+    reason = "UNKNOWN_FIELD"
+
+
 class ContextTooLong(RequestError):
     """The prompt leaves no room for output in the model's context."""
 
@@ -114,6 +128,12 @@ class Unsupported(RequestError):
         return f"{self.field}: {self.message}"
 
 
+class UnsupportedContent(Unsupported):
+    """Content of a kind that this model does not read, such as an image."""
+
+    reason = "UNSUPPORTED_CONTENT"
+
+
 class DuplicateRequest(RequestError):
     """A request with this id is in flight."""
 
@@ -127,16 +147,87 @@ class DuplicateRequest(RequestError):
         return f"a request with id {self.request_id!r} is in flight; ids are unique while in flight"
 
 
-class RequestTimeout(RequestError):
-    """The caller opened a call and did not send the request in time."""
-
-    reason = "REQUEST_TIMEOUT"
-
-
 class Unauthenticated(RequestError):
     """No credential, or not the right one."""
 
     reason = "UNAUTHENTICATED"
+
+
+class PermissionDenied(RequestError):
+    """The tenant may not ask for this; `field` is its path in the request message."""
+
+    reason = "PERMISSION_DENIED"
+
+    def __init__(self, field: str, message: str) -> None:
+        super().__init__(field, message)
+        self.field = field
+        self.message = message
+
+    def __str__(self) -> str:
+        return f"{self.field}: {self.message}"
+
+
+class PathNotFound(RequestError):
+    """Nothing is served under this path."""
+
+    reason = "NOT_FOUND"
+
+    def __str__(self) -> str:
+        return "nothing is served under this path"
+
+
+class MethodNotAllowed(RequestError):
+    """The path is there, but not for this method; `allowed` are those that it takes."""
+
+    reason = "METHOD_NOT_ALLOWED"
+
+    def __init__(self, allowed: tuple[str, ...]) -> None:
+        super().__init__(allowed)
+        self.allowed = allowed
+
+    def __str__(self) -> str:
+        return f"this path takes {', '.join(self.allowed)} only"
+
+
+class MediaTypeRefused(RequestError):
+    """The body is not in a form that is read here."""
+
+    reason = "UNSUPPORTED_MEDIA_TYPE"
+
+
+class PayloadTooLarge(RequestError):
+    """The body is larger than any request needs to be."""
+
+    reason = "PAYLOAD_TOO_LARGE"
+
+    def __init__(self, limit_bytes: int) -> None:
+        super().__init__(limit_bytes)
+        self.limit_bytes = limit_bytes
+
+    def __str__(self) -> str:
+        return f"the body has more than {self.limit_bytes} bytes"
+
+
+class HeadersTooLarge(RequestError):
+    """Too many headers, or too long ones."""
+
+    reason = "HEADERS_TOO_LARGE"
+
+    def __str__(self) -> str:
+        return "the request has too many headers, or one that is too long"
+
+
+class RequestTimeout(RequestError):
+    """The request did not arrive in time."""
+
+    reason = "REQUEST_TIMEOUT"
+
+    def __init__(self, limit_s: float) -> None:
+        super().__init__(limit_s)
+        self.limit_s = limit_s
+
+    def __str__(self) -> str:
+        return f"request not received within {self.limit_s:g} s"
 
 
 class ServiceError(Llama31Error):

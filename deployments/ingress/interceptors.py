@@ -144,7 +144,7 @@ class RpcGuard:
             async with asyncio.timeout(self._request_wait_s):
                 message = await context.read()
         except TimeoutError:
-            raise RequestTimeout(f"request not received within {self._request_wait_s:g} s") from None
+            raise RequestTimeout(self._request_wait_s) from None
         if not isinstance(message, bytes):
             raise MalformedMessage("request", "malformed request message: the call brought none")
         return message
