@@ -6,6 +6,7 @@ from collections.abc import AsyncIterator, Sequence
 from dataclasses import dataclass
 from typing import Literal, Protocol
 
+from deployments.tenant import LOCAL, Tenant
 from llama31.chat import ChatRequest, CompletionRequest, Event
 
 ModelState = Literal["loading", "ready", "degraded", "unavailable"]
@@ -17,6 +18,7 @@ class Call:
 
     request_id: str
     deadline_s: float | None = None
+    tenant: Tenant = LOCAL
 
 
 @dataclass(frozen=True, slots=True)

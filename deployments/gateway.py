@@ -17,6 +17,8 @@ from deployments.config import ServiceConfig
 from deployments.fleet import Fleet
 from deployments.metrics import Metrics
 from deployments.replica_link import SequenceStream
+from deployments.tenancy import Tenancy, Visit
+from deployments.tenant import LOCAL, Tenant
 from llama31.chat import (
     ChatRequest,
     Completed,
@@ -58,13 +60,20 @@ class _Job:
     request: EngineRequest
     arrived_s: float
     is_limited_by_context: bool
+    warnings: tuple[str, ...]
 
 
 class ServiceGateway:
     """Serves one model. Implements `deployments.call.Gateway`."""
 
     def __init__(
-        self, config: ServiceConfig, codec: ModelCodec, fleet: Fleet, router: RouterPolicy, metrics: Metrics
+        self,
+        config: ServiceConfig,
+        codec: ModelCodec,
+        fleet: Fleet,
+        router: RouterPolicy,
+        metrics: Metrics,
+        tenancy: Tenancy | None = None,
     ) -> None:
         self._config = config
         self._spec = config.spec
@@ -72,7 +81,8 @@ class ServiceGateway:
         self._fleet = fleet
         self._router = router
         self._metrics = metrics
-        self._in_flight: set[str] = set()
+        self._tenancy = tenancy or Tenancy(metrics)
+        self._in_flight: set[tuple[str, str]] = set()
 
     def chat(self, request: ChatRequest, call: Call) -> AsyncGenerator[Event, None]:
         """Answers a dialog."""
@@ -123,20 +133,25 @@ class ServiceGateway:
         self, method: str, request: ChatRequest | CompletionRequest, call: Call
     ) -> AsyncGenerator[Event, None]:
         """Counts the request in and out, whatever happens between."""
-        self._check_model(request.model)
-        if call.request_id in self._in_flight:
+        self._check_model(request.model, call.tenant)
+        in_flight = (call.tenant.name, call.request_id)
+        if in_flight in self._in_flight:
             raise DuplicateRequest(call.request_id)
         limit = self._config.ingress.max_requests
         if len(self._in_flight) >= limit:
             raise Overloaded(f"overloaded: this server answers at most {limit} requests at a time", OVERLOAD_RETRY_S)
-        self._in_flight.add(call.request_id)
+        self._in_flight.add(in_flight)
         self._metrics.set("llama31_streams_open", len(self._in_flight), model=self._config.model)
-        outcome = RequestCancelled.reason
+        outcome, used_tokens = RequestCancelled.reason, 0
+        visit: Visit | None = None
         try:
-            job = await self._admit(request, call)
+            call.tenant.check_options(request.options)
+            visit = self._tenancy.enter(call.tenant)
+            job = await self._admit(request, call, visit)
             answer = Answer(self._codec, job.options, self._spec.stop_token_ids, job.is_limited_by_context)
             async with aclosing(self._generate(job, answer)) as events:
                 async for event in events:
+                    used_tokens = len(job.request.prompt_token_ids) + answer.output_tokens
                     yield event
             outcome = answer.finish_reason.name
         except Llama31Error as error:
@@ -146,13 +161,19 @@ class ServiceGateway:
             outcome = InternalError.reason
             raise
         finally:
-            self._in_flight.discard(call.request_id)
+            if visit is not None:
+                visit.leave(used_tokens)
+            self._in_flight.discard(in_flight)
             self._metrics.set("llama31_streams_open", len(self._in_flight), model=self._config.model)
             self._metrics.add("llama31_requests_total", model=self._config.model, method=method, outcome=outcome)
 
-    async def _admit(self, request: ChatRequest | CompletionRequest, call: Call) -> _Job:
-        """Encodes the prompt and resolves every default. Raises: ContextTooLong, InvalidRequest."""
+    async def _admit(self, request: ChatRequest | CompletionRequest, call: Call, visit: Visit) -> _Job:
+        """Encodes the prompt, resolves every default and charges the tenant.
+
+        Raises: ContextTooLong, InvalidRequest, LanguageRefused, QuotaExceeded.
+        """
         arrived_s = asyncio.get_running_loop().time()
+        warnings = await self._tenancy.check_language(call.tenant, request, self._spec.languages)
         prompt = await self._encode(request)
         options = request.options
         room = self._config.engine.max_model_tokens - len(prompt)
@@ -166,6 +187,7 @@ class ServiceGateway:
             raise InvalidRequest("spec.sampling.top_k", f"must be at most {vocabulary}, the vocabulary; 0 turns it off")
         default = self._config.ingress.max_output_tokens
         limit_tokens = wanted or min(default, room)
+        visit.reserve(len(prompt) + limit_tokens * options.num_choices)
         stop_ids = () if options.stop.ignore_eos else self._spec.stop_token_ids
         returns = options.returns
         return _Job(
@@ -173,6 +195,7 @@ class ServiceGateway:
             options=options,
             arrived_s=arrived_s,
             is_limited_by_context=wanted is None and room <= default,
+            warnings=warnings,
             request=EngineRequest(
                 request_id=f"{call.request_id}-{secrets.token_hex(8)}",
                 prompt_token_ids=tuple(prompt),
@@ -184,7 +207,8 @@ class ServiceGateway:
                     ignore_eos=options.stop.ignore_eos,
                 ),
                 top_logprobs=returns.top_logprobs if returns.logprobs else None,
-                priority=options.priority.value,
+                priority=call.tenant.priority_of(options).value,
+                cache_salt=self._tenancy.cache_salt(call.tenant),
             ),
         )
 
@@ -293,6 +317,7 @@ class ServiceGateway:
             prompt_tokens=len(prompt),
             seed=job.request.sampling.seed,
             prompt_token_ids=tuple(prompt) if job.options.returns.prompt_token_ids else (),
+            warnings=job.warnings,
         )
 
     def _model_state(self) -> ModelState:
@@ -304,9 +329,10 @@ class ServiceGateway:
         phases = {record.phase for record in self._fleet.records()}
         return "loading" if phases & {"starting", "loading", "warming up"} else "unavailable"
 
-    def _check_model(self, model: str) -> None:
-        if model != self._config.model:
-            raise ModelNotFound(model, (self._config.model,))
+    def _check_model(self, model: str, tenant: Tenant = LOCAL) -> None:
+        known = (self._config.model,) if tenant.may_use(self._config.model) else ()
+        if model not in known:
+            raise ModelNotFound(model, known)
 
     def _check_ids(self, field: str, ids: Sequence[int]) -> None:
         """An id outside the vocabulary would index past the embedding."""

@@ -1,4 +1,4 @@
-"""What happens around every RPC: request id, deadline, draining, error status, stalled writers and readers?
+"""What happens around every RPC: API key, request id, deadline, draining, error status, stalled writers and readers?
 
 These are plain wrappers around our own methods, because the interceptors of grpc.aio are experimental.
 Every handler is one of streams, also for a single message: grpc.aio's own unary handlers wait without end
@@ -20,6 +20,7 @@ import grpc
 
 from deployments.call import Call
 from deployments.ingress.status import rich_status, status_row, trailing_metadata
+from deployments.tenant import Authenticate, Tenant, everybody_is_local
 from llama31.chat import Started
 from llama31.errors import (
     Draining,
@@ -35,6 +36,8 @@ from llama31.errors import (
 REQUEST_ID_KEY = "x-request-id"
 REPLICA_KEY = "x-llama31-replica"
 REVISION_KEY = "x-llama31-model-revision"
+WARNING_KEY = "x-llama31-warning"
+AUTHORIZATION_KEY = "authorization"
 
 _REQUEST_ID = re.compile(r"[A-Za-z0-9._-]{1,128}")
 _LOG = logging.getLogger(__name__)
@@ -58,6 +61,8 @@ class Rpc:
             (REVISION_KEY, started.model_revision),
         )
         with _client_gone():
+            if started.warnings:
+                self.context.set_trailing_metadata(tuple((WARNING_KEY, text) for text in started.warnings))
             await self.context.send_initial_metadata(headers)
 
     async def write(self, message: bytes) -> None:
@@ -86,7 +91,10 @@ StreamMethod: TypeAlias = Callable[[bytes, Rpc], Awaitable[None]]
 class RpcGuard:
     """Wraps methods into gRPC handlers on raw bytes and counts the calls that a drain waits for."""
 
-    def __init__(self, write_stall_s: float, request_wait_s: float) -> None:
+    def __init__(
+        self, write_stall_s: float, request_wait_s: float, authenticate: Authenticate = everybody_is_local
+    ) -> None:
+        self._authenticate = authenticate
         self.draining = asyncio.Event()
         self._write_stall_s = write_stall_s
         self._request_wait_s = request_wait_s
@@ -95,27 +103,27 @@ class RpcGuard:
         self._idle.set()
 
     def unary(
-        self, method: UnaryMethod, *, prompt_field: str = "spec", while_draining: bool = False
+        self, method: UnaryMethod, *, prompt_field: str = "spec", is_health: bool = False
     ) -> grpc.RpcMethodHandler[bytes, bytes]:
         """A handler for one request and one answer.
 
         Args:
             prompt_field: Where a prompt that is too long came from.
-            while_draining: Whether it answers while draining, and is not waited for.
+            is_health: Asks for no key, answers while draining, and is not waited for.
         """
 
         async def answer(request: bytes, rpc: Rpc) -> None:
             await rpc.write(await method(request, rpc))
 
-        return self.stream(answer, prompt_field=prompt_field, while_draining=while_draining)
+        return self.stream(answer, prompt_field=prompt_field, is_health=is_health)
 
     def stream(
-        self, method: StreamMethod, *, prompt_field: str = "spec", while_draining: bool = False
+        self, method: StreamMethod, *, prompt_field: str = "spec", is_health: bool = False
     ) -> grpc.RpcMethodHandler[bytes, bytes]:
         """A handler for one request and a stream of answers; arguments as for `unary`."""
 
         async def handle(requests: object, context: Context) -> None:
-            await self._run(method, self._receive, context, prompt_field, while_draining)
+            await self._run(method, self._receive, context, prompt_field, is_health)
 
         return grpc.stream_stream_rpc_method_handler(handle)
 
@@ -126,7 +134,7 @@ class RpcGuard:
             raise Unsupported(field, message)
 
         async def handle(requests: object, context: Context) -> None:
-            await self._run(refuse, _receive_nothing, context, field, while_draining=True)
+            await self._run(refuse, _receive_nothing, context, field)
 
         return grpc.stream_stream_rpc_method_handler(handle)
 
@@ -155,15 +163,17 @@ class RpcGuard:
         receive: Callable[[Context], Awaitable[bytes]],
         context: Context,
         prompt_field: str,
-        while_draining: bool,
+        is_health: bool = False,
     ) -> None:
         request_id = uuid.uuid4().hex
         try:
             request_id = _request_id(context) or request_id
-            rpc = Rpc(Call(request_id, _deadline_s(context)), context, self._write_stall_s)
+            if is_health:
+                return await method(await receive(context), Rpc(Call(request_id), context, self._write_stall_s))
+            # Who may not ask is not listened to.
+            tenant = self._tenant(context)
+            rpc = Rpc(Call(request_id, _deadline_s(context), tenant), context, self._write_stall_s)
             request = await receive(context)
-            if while_draining:
-                return await method(request, rpc)
             with self._counted():
                 return await method(request, rpc)
         except Llama31Error as error:
@@ -182,6 +192,17 @@ class RpcGuard:
             _LOG.exception("request %s failed", request_id)
             failure = InternalError()
         await _abort(context, failure, request_id, prompt_field)
+
+    async def check_key(self, context: Context) -> None:
+        """For methods that are not ours: ends the call unless it brings a key."""
+        try:
+            self._tenant(context)
+        except Llama31Error as error:
+            await _abort(context, error, uuid.uuid4().hex, "spec")
+
+    def _tenant(self, context: Context) -> Tenant:
+        metadata = context.invocation_metadata() or ()
+        return self._authenticate([str(value) for key, value in metadata if key == AUTHORIZATION_KEY])
 
     @contextlib.contextmanager
     def _counted(self) -> Iterator[None]:
