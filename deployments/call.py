@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from typing import Literal, Protocol
 
 from cluster.policy import ReplicaSnapshot
+from deployments.tenant import LOCAL, Tenant
 from llama31.chat import ChatRequest, CompletionRequest, Event
 from llama31.engine import RankReport
 
@@ -19,6 +20,7 @@ class Call:
 
     request_id: str
     deadline_s: float | None = None
+    tenant: Tenant = LOCAL
 
 
 @dataclass(frozen=True, slots=True)

@@ -10,6 +10,7 @@ from typing import Any, Self
 
 import grpc
 
+from deployments.client_access import Tls, channel_credentials, key_metadata
 from deployments.ingress.status import error_from_status
 from llama31 import errors
 from llama31.chat import FinishReason, GenerationOptions, Message, Priority, Role, Started, Usage
@@ -106,8 +107,15 @@ class ChatStream(AsyncIterator[str]):
 class Client:
     """An asyncio client: `async with Client(address) as llama: ...`."""
 
-    def __init__(self, address: str) -> None:
-        self._channel = grpc.aio.insecure_channel(address, options=_CHANNEL_OPTIONS)
+    def __init__(
+        self, address: str, *, api_key: str = "", tls: Tls | None = None, send_key_in_plaintext: bool = False
+    ) -> None:
+        """Raises: ConfigInvalid, rather than send a key in plaintext to another machine unless told to."""
+        self._metadata = key_metadata(address, api_key, tls, send_key_in_plaintext)
+        if tls is None:
+            self._channel = grpc.aio.insecure_channel(address, options=_CHANNEL_OPTIONS)
+        else:
+            self._channel = grpc.aio.secure_channel(address, channel_credentials(tls), options=_CHANNEL_OPTIONS)
         self._stream_chat, self._list_models = _methods(self._channel)
 
     def chat(
@@ -125,7 +133,9 @@ class Client:
     async def models(self) -> list[model_pb.Model]:
         """The models that the server knows, ready or not."""
         try:
-            response: model_pb.ListModelsResponse = await self._list_models(model_pb.ListModelsRequest())
+            response: model_pb.ListModelsResponse = await self._list_models(
+                model_pb.ListModelsRequest(), metadata=self._metadata
+            )
         except grpc.RpcError as error:
             raise _own_error(error) from None
         return list(response.models)
@@ -137,7 +147,7 @@ class Client:
     async def _open(self, spec: chat_pb.ChatSpec, timeout_s: float | None) -> Any:
         if not spec.model:
             spec.model = _first_model(await self.models())
-        return self._stream_chat(chat_pb.StreamChatRequest(spec=spec), timeout=timeout_s)
+        return self._stream_chat(chat_pb.StreamChatRequest(spec=spec), timeout=timeout_s, metadata=self._metadata)
 
     async def __aenter__(self) -> Self:
         return self
@@ -188,8 +198,15 @@ class BlockingChatStream(Iterator[str]):
 class BlockingClient:
     """The same as `Client` without an event loop."""
 
-    def __init__(self, address: str) -> None:
-        self._channel = grpc.insecure_channel(address, options=_CHANNEL_OPTIONS)
+    def __init__(
+        self, address: str, *, api_key: str = "", tls: Tls | None = None, send_key_in_plaintext: bool = False
+    ) -> None:
+        """As `Client`."""
+        self._metadata = key_metadata(address, api_key, tls, send_key_in_plaintext)
+        if tls is None:
+            self._channel = grpc.insecure_channel(address, options=_CHANNEL_OPTIONS)
+        else:
+            self._channel = grpc.secure_channel(address, channel_credentials(tls), options=_CHANNEL_OPTIONS)
         self._stream_chat, self._list_models = _methods(self._channel)
 
     def chat(
@@ -203,12 +220,15 @@ class BlockingClient:
     ) -> BlockingChatStream:
         """As `Client.chat`."""
         spec = chat_spec(messages, model or _first_model(self.models()), options, date)
-        return BlockingChatStream(self._stream_chat(chat_pb.StreamChatRequest(spec=spec), timeout=timeout_s))
+        request = chat_pb.StreamChatRequest(spec=spec)
+        return BlockingChatStream(self._stream_chat(request, timeout=timeout_s, metadata=self._metadata))
 
     def models(self) -> list[model_pb.Model]:
         """The models that the server knows, ready or not."""
         try:
-            response: model_pb.ListModelsResponse = self._list_models(model_pb.ListModelsRequest())
+            response: model_pb.ListModelsResponse = self._list_models(
+                model_pb.ListModelsRequest(), metadata=self._metadata
+            )
         except grpc.RpcError as error:
             raise _own_error(error) from None
         return list(response.models)
@@ -241,9 +261,14 @@ def _methods(channel: Any) -> tuple[Any, Any]:
     return stream_chat, list_models
 
 
-def connect(address: str) -> BlockingClient:
-    """A client for `with connect("localhost:9000") as llama: ...`; nothing is sent before the first call."""
-    return BlockingClient(address)
+def connect(
+    address: str, *, api_key: str = "", tls: Tls | None = None, send_key_in_plaintext: bool = False
+) -> BlockingClient:
+    """A client for `with connect("localhost:9000") as llama: ...`; nothing is sent before the first call.
+
+    Raises: ConfigInvalid, as `Client`.
+    """
+    return BlockingClient(address, api_key=api_key, tls=tls, send_key_in_plaintext=send_key_in_plaintext)
 
 
 def chat_spec(

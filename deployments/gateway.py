@@ -17,6 +17,8 @@ from deployments.config import ServiceConfig
 from deployments.fleet import Fleet
 from deployments.metrics import Metrics
 from deployments.replica_link import SequenceStream
+from deployments.tenancy import Tenancy, Visit
+from deployments.tenant import LOCAL, Tenant
 from llama31.chat import (
     ChatRequest,
     Completed,
@@ -37,6 +39,7 @@ from llama31.errors import (
     Llama31Error,
     ModelNotFound,
     NoReadyReplica,
+    Overloaded,
     RequestCancelled,
     StreamInterrupted,
 )
@@ -45,6 +48,7 @@ T = TypeVar("T")
 
 # Prompts above this are encoded in a thread, so that one long prompt does not hold up every stream.
 ENCODE_IN_THREAD_CHARS = 20_000
+OVERLOAD_RETRY_S = 1.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -56,13 +60,20 @@ class _Job:
     request: EngineRequest
     arrived_s: float
     is_limited_by_context: bool
+    warnings: tuple[str, ...]
 
 
 class ServiceGateway:
     """Serves one model. Implements `deployments.call.Gateway`."""
 
     def __init__(
-        self, config: ServiceConfig, codec: ModelCodec, fleet: Fleet, router: RouterPolicy, metrics: Metrics
+        self,
+        config: ServiceConfig,
+        codec: ModelCodec,
+        fleet: Fleet,
+        router: RouterPolicy,
+        metrics: Metrics,
+        tenancy: Tenancy | None = None,
     ) -> None:
         self._config = config
         self._spec = config.spec
@@ -70,7 +81,8 @@ class ServiceGateway:
         self._fleet = fleet
         self._router = router
         self._metrics = metrics
-        self._in_flight: set[str] = set()
+        self._tenancy = tenancy or Tenancy(metrics)
+        self._in_flight: set[tuple[str, str]] = set()
 
     def chat(self, request: ChatRequest, call: Call) -> AsyncGenerator[Event, None]:
         """Answers a dialog."""
@@ -137,17 +149,25 @@ class ServiceGateway:
         self, method: str, request: ChatRequest | CompletionRequest, call: Call
     ) -> AsyncGenerator[Event, None]:
         """Counts the request in and out, whatever happens between."""
-        self._check_model(request.model)
-        if call.request_id in self._in_flight:
+        self._check_model(request.model, call.tenant)
+        in_flight = (call.tenant.name, call.request_id)
+        if in_flight in self._in_flight:
             raise DuplicateRequest(call.request_id)
-        self._in_flight.add(call.request_id)
+        limit = self._config.ingress.max_requests
+        if len(self._in_flight) >= limit:
+            raise Overloaded(f"overloaded: this server answers at most {limit} requests at a time", OVERLOAD_RETRY_S)
+        self._in_flight.add(in_flight)
         self._metrics.set("llama31_streams_open", len(self._in_flight), model=self._config.model)
-        outcome = RequestCancelled.reason
+        outcome, used_tokens = RequestCancelled.reason, 0
+        visit: Visit | None = None
         try:
-            job = await self._admit(request, call)
+            call.tenant.check_options(request.options)
+            visit = self._tenancy.enter(call.tenant)
+            job = await self._admit(request, call, visit)
             answer = Answer(self._codec, job.options, self._spec.stop_token_ids, job.is_limited_by_context)
             async with aclosing(self._generate(job, answer)) as events:
                 async for event in events:
+                    used_tokens = len(job.request.prompt_token_ids) + answer.output_tokens
                     yield event
             outcome = answer.finish_reason.name
         except Llama31Error as error:
@@ -157,13 +177,19 @@ class ServiceGateway:
             outcome = InternalError.reason
             raise
         finally:
-            self._in_flight.discard(call.request_id)
+            if visit is not None:
+                visit.leave(used_tokens)
+            self._in_flight.discard(in_flight)
             self._metrics.set("llama31_streams_open", len(self._in_flight), model=self._config.model)
             self._metrics.add("llama31_requests_total", model=self._config.model, method=method, outcome=outcome)
 
-    async def _admit(self, request: ChatRequest | CompletionRequest, call: Call) -> _Job:
-        """Encodes the prompt and resolves every default. Raises: ContextTooLong, InvalidRequest."""
+    async def _admit(self, request: ChatRequest | CompletionRequest, call: Call, visit: Visit) -> _Job:
+        """Encodes the prompt, resolves every default and charges the tenant.
+
+        Raises: ContextTooLong, InvalidRequest, LanguageRefused, QuotaExceeded.
+        """
         arrived_s = asyncio.get_running_loop().time()
+        warnings = await self._tenancy.check_language(call.tenant, request, self._spec.languages)
         prompt = await self._encode(request)
         options = request.options
         room = self._config.engine.max_model_tokens - len(prompt)
@@ -172,8 +198,12 @@ class ServiceGateway:
             raise ContextTooLong(len(prompt), wanted or 1, self._config.engine.max_model_tokens)
         self._check_ids("spec.stop.stop_token_ids", options.stop.stop_token_ids)
         self._check_ids("spec.sampling.logit_bias", tuple(options.sampling.logit_bias))
+        top_k, vocabulary = options.sampling.top_k or 0, self._spec.vocab_size
+        if top_k > vocabulary:
+            raise InvalidRequest("spec.sampling.top_k", f"must be at most {vocabulary}, the vocabulary; 0 turns it off")
         default = self._config.ingress.max_output_tokens
         limit_tokens = wanted or min(default, room)
+        visit.reserve(len(prompt) + limit_tokens * options.num_choices)
         stop_ids = () if options.stop.ignore_eos else self._spec.stop_token_ids
         returns = options.returns
         return _Job(
@@ -181,6 +211,7 @@ class ServiceGateway:
             options=options,
             arrived_s=arrived_s,
             is_limited_by_context=wanted is None and room <= default,
+            warnings=warnings,
             request=EngineRequest(
                 request_id=f"{call.request_id}-{secrets.token_hex(8)}",
                 prompt_token_ids=tuple(prompt),
@@ -192,7 +223,8 @@ class ServiceGateway:
                     ignore_eos=options.stop.ignore_eos,
                 ),
                 top_logprobs=returns.top_logprobs if returns.logprobs else None,
-                priority=options.priority.value,
+                priority=call.tenant.priority_of(options).value,
+                cache_salt=self._tenancy.cache_salt(call.tenant),
             ),
         )
 
@@ -301,6 +333,7 @@ class ServiceGateway:
             prompt_tokens=len(prompt),
             seed=job.request.sampling.seed,
             prompt_token_ids=tuple(prompt) if job.options.returns.prompt_token_ids else (),
+            warnings=job.warnings,
         )
 
     def _model_state(self) -> ModelState:
@@ -312,9 +345,10 @@ class ServiceGateway:
         phases = {record.phase for record in self._fleet.records()}
         return "loading" if phases & {"starting", "loading", "warming up"} else "unavailable"
 
-    def _check_model(self, model: str) -> None:
-        if model != self._config.model:
-            raise ModelNotFound(model, (self._config.model,))
+    def _check_model(self, model: str, tenant: Tenant = LOCAL) -> None:
+        known = (self._config.model,) if tenant.may_use(self._config.model) else ()
+        if model not in known:
+            raise ModelNotFound(model, known)
 
     def _check_ids(self, field: str, ids: Sequence[int]) -> None:
         """An id outside the vocabulary would index past the embedding."""

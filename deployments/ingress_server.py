@@ -11,11 +11,15 @@ from deployments.config import ServiceConfig, checkpoint_dir, metrics_directory
 from deployments.directory import open_directory
 from deployments.fleet import Fleet
 from deployments.gateway import ServiceGateway
+from deployments.ingress.auth import KeyDesk
 from deployments.ingress.grpc import GrpcIngress, IngressSettings
 from deployments.ingress.http import HttpIngress, HttpSettings
 from deployments.ingress.status_page import Link, StatusPage
+from deployments.ingress.tls import ServerTls
 from deployments.metrics import Metrics, NodeExporter
 from deployments.policies.router import LeastTokens
+from deployments.tenancy import Tenancy
+from deployments.tenant import everybody_is_local
 from llama31.codec import load_codec
 
 # How long a drain may take beyond the grace for streams: closing sockets, telling the directory.
@@ -45,21 +49,38 @@ class IngressServer:
         actor = open_directory()
         self._fleet = Fleet(lambda seen: actor.watch.remote(seen), cluster_token)
         codec = await asyncio.to_thread(load_codec, config.spec.codec, checkpoint_dir(config))
-        gateway = ServiceGateway(config, codec, self._fleet, LeastTokens(), Metrics())
+        ingress, metrics = config.ingress, Metrics()
+        tenancy = Tenancy(metrics, salt_secret=cluster_token, language_mode=ingress.language.mode)
+        gateway = ServiceGateway(config, codec, self._fleet, LeastTokens(), metrics, tenancy)
+        desk = KeyDesk(ingress.auth.tenants_file, metrics) if ingress.auth else None
+        tls = ServerTls(ingress.tls, metrics) if ingress.tls else None
         self._door = GrpcIngress(
             gateway,
             IngressSettings(
-                host=config.ingress.host,
-                port=config.ingress.port,
-                reflection=config.ingress.reflection,
-                drain_s=config.ingress.drain_s,
+                host=ingress.host,
+                port=ingress.port,
+                # Elsewhere it asks for a key, so it needs some.
+                reflection=ingress.reflection and (ingress.is_loopback or desk is not None),
+                drain_s=ingress.drain_s,
             ),
+            desk.authenticate if desk else everybody_is_local,
+            tls.grpc_credentials() if tls else None,
         )
-        self._web = _http_door(config, gateway, dashboard_url)
+        self._web: HttpIngress | None = None
+        if ingress.http_port is not None:
+            self._web = HttpIngress(
+                gateway,
+                HttpSettings(host=ingress.host, port=ingress.http_port, drain_s=ingress.drain_s),
+                StatusPage(gateway, _links(config, dashboard_url), _versions()),
+                desk.authenticate if desk else everybody_is_local,
+                tls.http_context() if tls else None,
+            )
         self._fleet.start()
         self._ports = IngressPorts(await self._door.start(), None if self._web is None else await self._web.start())
         exporter = NodeExporter(directory, config.ingress.metrics_host, config.ingress.metrics_port)
-        self._exporting = asyncio.create_task(exporter.run())
+        self._background = [asyncio.create_task(exporter.run())]
+        if desk is not None:
+            self._background.append(asyncio.create_task(desk.watch()))
 
     async def ports(self) -> IngressPorts:
         """Where this process listens."""
@@ -75,23 +96,21 @@ class IngressServer:
 
     async def __del__(self) -> None:
         """Serve's shutdown hook."""
-        if not hasattr(self, "_exporting"):
+        if not hasattr(self, "_background"):
             return
         await self.drain()
         await self._fleet.close()
-        self._exporting.cancel()
-        await asyncio.gather(self._exporting, return_exceptions=True)
+        for task in self._background:
+            task.cancel()
+        await asyncio.gather(*self._background, return_exceptions=True)
 
 
-def _http_door(config: ServiceConfig, gateway: ServiceGateway, dashboard_url: str) -> HttpIngress | None:
+def _links(config: ServiceConfig, dashboard_url: str) -> list[Link]:
     ingress = config.ingress
-    if ingress.http_port is None:
-        return None
     links = [Link("Ray dashboard", dashboard_url)] if dashboard_url else []
     if ingress.metrics_port:
         links.append(Link("Metrics", f"http://{ingress.metrics_host}:{ingress.metrics_port}/metrics"))
-    settings = HttpSettings(host=ingress.host, port=ingress.http_port, drain_s=ingress.drain_s)
-    return HttpIngress(gateway, settings, StatusPage(gateway, links, _versions()))
+    return links
 
 
 def _versions() -> dict[str, str]:

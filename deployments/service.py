@@ -14,7 +14,9 @@ from typing import TYPE_CHECKING
 
 from cluster.local import LocalCluster, LocalClusterSettings, machine_gpus
 from deployments.check import check_room
-from deployments.config import ServiceConfig, checkpoint_dir, run_dir
+from deployments.config import IngressConfig, ServiceConfig, checkpoint_dir, run_dir
+from deployments.ingress.tls import check_tls_files
+from deployments.tenants_file import load_tenants
 from llama31.checkpoint import verify_checkpoint
 from llama31.errors import ClusterRefused, PortInUse
 
@@ -37,6 +39,8 @@ class ServiceAddress:
     dashboard: str
     ray_address: str
     ray_token: str
+    tls: bool = False
+    asks_for_key: bool = False
     http: str = ""
 
 
@@ -98,6 +102,7 @@ class Service:
     def _check(self) -> None:
         """Everything that can be refused before something slow starts."""
         config, ingress = self._config, self._config.ingress
+        check_security_files(ingress)
         check_port(ingress.host, ingress.port, "--port")
         check_port(ingress.host, ingress.http_port or 0, "--http-port")
         check_port(ingress.metrics_host, ingress.metrics_port, "--metrics-port")
@@ -110,15 +115,18 @@ class Service:
     def _publish(self, ports: IngressPorts) -> ServiceAddress:
         ingress, cluster = self._config.ingress, self._cluster
         metrics = f"http://{ingress.metrics_host}:{ingress.metrics_port}/metrics" if ingress.metrics_port else ""
+        scheme = "http" if ingress.tls is None else "https"
         address = ServiceAddress(
             pid=os.getpid(),
             model=self._config.model,
-            grpc=f"{ingress.host}:{ports.grpc}",
+            grpc=f"{reachable_host(ingress.host)}:{ports.grpc}",
             metrics=metrics,
             dashboard=cluster.dashboard_url if cluster else "",
             ray_address=cluster.address if cluster else self._given_address,
             ray_token=cluster.token if cluster else "",
-            http="" if ports.http is None else _url(ingress.host, ports.http),
+            tls=ingress.tls is not None,
+            asks_for_key=ingress.auth is not None,
+            http="" if ports.http is None else f"{scheme}://{reachable_host(ingress.host)}:{ports.http}",
         )
         directory = run_dir()
         directory.mkdir(mode=0o700, parents=True, exist_ok=True)
@@ -127,10 +135,6 @@ class Service:
         with os.fdopen(descriptor, "w") as file:
             json.dump(asdict(address), file)
         return address
-
-
-def _url(host: str, port: int) -> str:
-    return f"http://[{host}]:{port}" if ":" in host else f"http://{host}:{port}"
 
 
 def running_services() -> Iterator[ServiceAddress]:
@@ -170,6 +174,19 @@ def connect(ray_address: str, token: str = "") -> None:
         raise ClusterRefused(
             f"no Ray cluster answers at {ray_address}: {reason[0] if reason else 'no reason'}"
         ) from None
+
+
+def check_security_files(ingress: IngressConfig) -> None:
+    """Raises: ConfigInvalid for a tenants file, certificate or key that the ingress could not use."""
+    if ingress.auth is not None:
+        load_tenants(ingress.auth.tenants_file)
+    if ingress.tls is not None:
+        check_tls_files(ingress.tls)
+
+
+def reachable_host(host: str) -> str:
+    """What a client on this machine calls a server that listens on `host`."""
+    return {"0.0.0.0": "127.0.0.1", "::": "[::1]", "::1": "[::1]"}.get(host, host)
 
 
 def check_port(host: str, port: int, option: str) -> None:

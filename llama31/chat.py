@@ -228,7 +228,7 @@ class TokenColumns:
 
 @dataclass(frozen=True, slots=True)
 class Started:
-    """First event: the request is admitted, encoded and placed."""
+    """First event: the request is admitted, encoded and placed. `warnings` are for the caller to read."""
 
     response_id: str
     model: str
@@ -237,6 +237,7 @@ class Started:
     prompt_tokens: int
     seed: int
     prompt_token_ids: tuple[int, ...] = ()
+    warnings: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)

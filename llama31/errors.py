@@ -4,6 +4,7 @@ Llama31Error
 ├── RequestError            the caller must change something
 │   ├── InvalidRequest      a field is malformed or out of range
 │   │   ├── MalformedMessage  the bytes are no message of this type
+│   │   ├── LanguageRefused   the tenant may not use this language here
 │   │   └── UnknownField      the API has no such field
 │   ├── ContextTooLong      prompt and output do not fit the context
 │   ├── ModelNotFound       no such model here
@@ -12,6 +13,10 @@ Llama31Error
 │   ├── DuplicateRequest    this request id is in flight
 │   ├── Unauthenticated     no credential, or not the right one
 │   ├── PermissionDenied    the tenant may not ask for this
+│   ├── LimitReached        the tenant has used up what it was given; come back later
+│   │   ├── RateLimited       requests per minute
+│   │   ├── QuotaExceeded     tokens per minute
+│   │   └── ConcurrencyLimit  requests at the same time
 │   ├── PathNotFound        nothing is served under this path
 │   ├── MethodNotAllowed    the path is there, but not for this method
 │   ├── MediaTypeRefused    the body is not in a form that is read here
@@ -25,6 +30,7 @@ Llama31Error
 │   ├── StreamInterrupted   the replica was lost after work began
 │   ├── DeadlineExceeded    the caller's deadline passed
 │   ├── RequestCancelled    the caller went away
+│   ├── SlowConsumer        the caller does not read its answer
 │   └── InternalError       a bug; clients see no more than that
 └── SetupError              the operator must change something
     ├── ConfigInvalid       the configuration contradicts itself
@@ -73,6 +79,12 @@ class MalformedMessage(InvalidRequest):
     """The bytes are no message of this type, or hold text that is not UTF-8."""
 
     reason = "MALFORMED_MESSAGE"
+
+
+class LanguageRefused(InvalidRequest):
+    """The text is in a language that the model was not made for, and the tenant's policy says no."""
+
+    reason = "LANGUAGE_NOT_SUPPORTED"
 
 
 class UnknownField(InvalidRequest):
@@ -226,7 +238,39 @@ class RequestTimeout(RequestError):
         self.limit_s = limit_s
 
     def __str__(self) -> str:
-        return f"the request did not arrive within {self.limit_s:g} s"
+        return f"request not received within {self.limit_s:g} s"
+
+
+class LimitReached(RequestError):
+    """A tenant's limit. `retry_after_s` inf: waiting does not help, the request is too large."""
+
+    retryable = True
+
+    def __init__(self, message: str, retry_after_s: float = 1.0) -> None:
+        super().__init__(message, retry_after_s)
+        self.message = message
+        self.retry_after_s = retry_after_s
+
+    def __str__(self) -> str:
+        return self.message
+
+
+class RateLimited(LimitReached):
+    """The tenant's requests per minute are used up."""
+
+    reason = "RATE_LIMITED"
+
+
+class QuotaExceeded(LimitReached):
+    """The tenant's tokens per minute do not cover prompt and output limit."""
+
+    reason = "QUOTA_EXCEEDED"
+
+
+class ConcurrencyLimit(LimitReached):
+    """The tenant has as many requests in flight as it may."""
+
+    reason = "CONCURRENCY_LIMIT"
 
 
 class ServiceError(Llama31Error):
@@ -306,6 +350,13 @@ class RequestCancelled(ServiceError):
     """The caller cancelled or went away."""
 
     reason = "CANCELLED"
+    retryable = False
+
+
+class SlowConsumer(ServiceError):
+    """The caller did not read its answer for too long; another attempt would end the same way."""
+
+    reason = "SLOW_CONSUMER"
     retryable = False
 
 

@@ -42,6 +42,7 @@ CONFINED = {
     "gguf": ("llama31/standin.py",),
     "tokenizers": ("llama31/tokenizer.py",),
     "tiktoken": ("llama31/tokenizer.py",),
+    "py3langid": ("deployments/language.py",),
     "yaml": ("deployments/config.py",),
 }
 WIRE_MODULES = ("google", "grpc_health", "grpc_reflection", "grpc_status", "llama31.v1", "llama31.worker")

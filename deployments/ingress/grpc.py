@@ -11,11 +11,11 @@ from dataclasses import dataclass
 from typing import Any, cast
 
 import grpc
-from grpc_reflection.v1alpha import reflection
 
 from deployments.call import Gateway, ModelStatus
-from deployments.ingress import health, proto_answers, proto_codec
+from deployments.ingress import health, proto_answers, proto_codec, reflection
 from deployments.ingress.interceptors import Rpc, RpcGuard
+from deployments.tenant import Authenticate, everybody_is_local
 from llama31.chat import Completed, Event, Started
 from llama31.errors import ConfigInvalid, InternalError, InvalidRequest, ModelNotFound, PortInUse
 
@@ -30,13 +30,16 @@ _LAST_BYTES_S = 0.5
 
 @dataclass(frozen=True, slots=True)
 class IngressSettings:
-    """`port` 0 takes a free one. Reflection is for loopback addresses: it is not authenticated."""
+    """`port` 0 takes a free one."""
 
     host: str = "127.0.0.1"
     port: int = 9000
     so_reuseport: bool = False
     reflection: bool = True
     write_stall_s: float = 30.0
+    request_wait_s: float = 10.0
+    handshake_s: float = 20.0
+    connection_idle_s: float = 300.0
     drain_s: float = 30.0
     max_message_bytes: int = 16 * 2**20
     max_metadata_bytes: int = 16 * 2**10
@@ -48,9 +51,18 @@ class IngressSettings:
 class GrpcIngress:
     """The public gRPC server in front of a gateway."""
 
-    def __init__(self, gateway: Gateway, settings: IngressSettings) -> None:
+    def __init__(
+        self,
+        gateway: Gateway,
+        settings: IngressSettings,
+        authenticate: Authenticate = everybody_is_local,
+        credentials: grpc.ServerCredentials | None = None,
+    ) -> None:
+        """Without `credentials` the port speaks plaintext."""
         self._gateway = gateway
         self._settings = settings
+        self._authenticate = authenticate
+        self._credentials = credentials
         self._guard: RpcGuard | None = None
         self._server: grpc.aio.Server | None = None
 
@@ -59,16 +71,19 @@ class GrpcIngress:
         settings = self._settings
         if not settings.so_reuseport:
             _probe(settings.host, settings.port)
-        self._guard = RpcGuard(settings.write_stall_s)
+        self._guard = RpcGuard(settings.write_stall_s, settings.request_wait_s, self._authenticate)
         server = grpc.aio.server(options=server_options(settings))
         services = _services(self._gateway, self._guard)
+        if settings.reflection:
+            services |= reflection.service(tuple(services), self._guard)
         for name, handlers in services.items():
             server.add_generic_rpc_handlers((grpc.method_handlers_generic_handler(name, handlers),))
-        if settings.reflection:
-            reflection.enable_server_reflection((*services, reflection.SERVICE_NAME), server)
         host = f"[{settings.host}]" if ":" in settings.host else settings.host
         try:
-            port = server.add_insecure_port(f"{host}:{settings.port}")
+            if self._credentials is None:
+                port = server.add_insecure_port(f"{host}:{settings.port}")
+            else:
+                port = server.add_secure_port(f"{host}:{settings.port}", self._credentials)
         except RuntimeError:
             await server.stop(None)
             raise PortInUse(settings.host, settings.port, "--port") from None
@@ -104,6 +119,10 @@ def server_options(settings: IngressSettings) -> list[tuple[str, int]]:
         ("grpc.max_metadata_size", settings.max_metadata_bytes),
         ("grpc.absolute_max_metadata_size", settings.max_metadata_bytes),
         ("grpc.max_concurrent_streams", settings.max_streams_per_connection),
+        # From the connection's first byte to the client's first HTTP/2 frame; gRPC's default is two minutes.
+        ("grpc.server_handshake_timeout_ms", round(settings.handshake_s * 1000)),
+        # A connection without calls is closed; clients open another with their next call.
+        ("grpc.max_connection_idle_ms", round(settings.connection_idle_s * 1000)),
         # A client may ping while a long prefill sends nothing, at any rate.
         ("grpc.http2.min_ping_interval_without_data_ms", 10_000),
         ("grpc.http2.max_ping_strikes", 0),
@@ -141,8 +160,8 @@ def _services(gateway: Gateway, guard: RpcGuard) -> dict[str, Handlers]:
             "Detokenize": guard.unary(models.detokenize),
         },
         health.SERVICE: {
-            "Check": guard.unary(health_service.check, while_draining=True),
-            "Watch": guard.stream(health_service.watch, while_draining=True),
+            "Check": guard.unary(health_service.check, is_health=True),
+            "Watch": guard.stream(health_service.watch, is_health=True),
         },
     }
 
@@ -204,14 +223,14 @@ class _Models:
 
     async def list_models(self, request: bytes, rpc: Rpc) -> bytes:
         page_size, page_token = proto_codec.decode_list_models(request)
-        models = self._gateway.models()
+        models = self._granted(rpc)
         first = _page_start(models, page_token)
         end = first + min(page_size or _DEFAULT_PAGE_SIZE, _MAX_PAGE_SIZE)
         return proto_answers.encode_list_models(models[first:end], models[end].name if end < len(models) else "")
 
     async def get_model(self, request: bytes, rpc: Rpc) -> bytes:
         name = proto_codec.decode_get_model(request)
-        models = self._gateway.models()
+        models = self._granted(rpc)
         model = next((m for m in models if m.name == name), None)
         if model is None:
             raise ModelNotFound(name, tuple(m.name for m in models))
@@ -219,12 +238,23 @@ class _Models:
 
     async def tokenize(self, request: bytes, rpc: Rpc) -> bytes:
         # Megabytes of text take long to encode: not on the loop that writes everybody's tokens.
-        ids = await asyncio.to_thread(self._gateway.tokenize, *proto_codec.decode_tokenize(request))
+        model, text, add_special_tokens = proto_codec.decode_tokenize(request)
+        self._check_grant(model, rpc)
+        ids = await asyncio.to_thread(self._gateway.tokenize, model, text, add_special_tokens)
         return proto_answers.encode_tokenize(ids)
 
     async def detokenize(self, request: bytes, rpc: Rpc) -> bytes:
-        text = await asyncio.to_thread(self._gateway.detokenize, *proto_codec.decode_detokenize(request))
+        model, ids = proto_codec.decode_detokenize(request)
+        self._check_grant(model, rpc)
+        text = await asyncio.to_thread(self._gateway.detokenize, model, ids)
         return proto_answers.encode_detokenize(text)
+
+    def _granted(self, rpc: Rpc) -> tuple[ModelStatus, ...]:
+        return tuple(model for model in self._gateway.models() if rpc.call.tenant.may_use(model.name))
+
+    def _check_grant(self, model: str, rpc: Rpc) -> None:
+        if not rpc.call.tenant.may_use(model):
+            raise ModelNotFound(model, tuple(m.name for m in self._granted(rpc)))
 
 
 def _page_start(models: tuple[ModelStatus, ...], page_token: str) -> int:

@@ -10,6 +10,7 @@ import asyncio
 import contextlib
 import errno
 import logging
+import ssl
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Mapping
 from dataclasses import dataclass
@@ -19,7 +20,7 @@ from urllib.parse import unquote
 
 from aiohttp import web
 
-from deployments.call import Call, Gateway
+from deployments.call import Call, Gateway, ModelStatus
 from deployments.ingress import openai_codec
 from deployments.ingress.http_answers import headers, json_answer
 from deployments.ingress.http_connection import Connection
@@ -28,6 +29,7 @@ from deployments.ingress.many_prompts import complete_all
 from deployments.ingress.openai_answers import AnswerStream, Json, Kind, WholeAnswer, model_list, model_object, to_json
 from deployments.ingress.openai_codec import Wanted
 from deployments.ingress.status_page import CONTENT_SECURITY_POLICY, StatusPage
+from deployments.tenant import Authenticate, Tenant, everybody_is_local
 from llama31.chat import Event
 from llama31.errors import (
     ConfigInvalid,
@@ -71,7 +73,17 @@ class HttpSettings:
 class HttpIngress:
     """The OpenAI-compatible server, with the status page, in front of a gateway."""
 
-    def __init__(self, gateway: Gateway, settings: HttpSettings, page: StatusPage) -> None:
+    def __init__(
+        self,
+        gateway: Gateway,
+        settings: HttpSettings,
+        page: StatusPage,
+        authenticate: Authenticate = everybody_is_local,
+        tls: ssl.SSLContext | None = None,
+    ) -> None:
+        """Without `tls` the port speaks plaintext."""
+        self._authenticate = authenticate
+        self._tls = tls
         self._gateway = gateway
         self._settings = settings
         self._page = page
@@ -94,6 +106,8 @@ class HttpIngress:
                 settings.host,
                 settings.port,
                 reuse_port=settings.so_reuseport,
+                ssl=self._tls,
+                ssl_handshake_timeout=settings.headers_s if self._tls else None,
             )
         except OSError as error:
             if error.errno == errno.EADDRINUSE:
@@ -130,8 +144,8 @@ class HttpIngress:
             "/health": {"GET": self._health},
             "/healthz": {"GET": self._health},
             "/ready": {"GET": self._ready},
-            "/": {"GET": partial(self._html, self._page.whole)},
-            "/fleet": {"GET": partial(self._html, self._page.fleet)},
+            "/": {"GET": self._status_page},
+            "/fleet": {"GET": self._status_fleet},
         }
 
     def _method(self, request: web.BaseRequest) -> Method:
@@ -185,13 +199,13 @@ class HttpIngress:
 
     async def _chat(self, request: web.BaseRequest, exchange: Exchange) -> web.StreamResponse:
         with self._counted():
-            call = exchange.call()
+            call = exchange.call(self._authenticate)
             asked, wanted = await _decoded(openai_codec.decode_chat, await exchange.body())
             return await self._generate("chat", self._gateway.chat(asked, call), exchange, call, wanted)
 
     async def _complete(self, request: web.BaseRequest, exchange: Exchange) -> web.StreamResponse:
         with self._counted():
-            call = exchange.call()
+            call = exchange.call(self._authenticate)
             asked, wanted = await _decoded(openai_codec.decode_completion, await exchange.body())
             events = complete_all(self._gateway, asked, call)
             return await self._generate("completion", events, exchange, call, wanted)
@@ -211,29 +225,40 @@ class HttpIngress:
             return exchange.error(error, wanted)
 
     async def _models(self, request: web.BaseRequest, exchange: Exchange) -> web.StreamResponse:
-        return _json(model_list(self._gateway.models(), self._began_s), exchange)
+        tenant = exchange.call(self._authenticate).tenant
+        return _json(model_list(self._granted(tenant), self._began_s), exchange)
 
     async def _model(self, name: str, request: web.BaseRequest, exchange: Exchange) -> web.StreamResponse:
-        models = self._gateway.models()
-        model = next((m for m in models if m.name == name), None)
-        if model is None:
-            raise ModelNotFound(name, tuple(m.name for m in models))
-        return _json(model_object(model, self._began_s), exchange)
+        tenant = exchange.call(self._authenticate).tenant
+        return _json(model_object(self._find(name, tenant), self._began_s), exchange)
 
     async def _tokenize(self, request: web.BaseRequest, exchange: Exchange) -> web.StreamResponse:
         with self._counted():
-            models = self._gateway.models()
-            name, text, special = openai_codec.decode_tokenize(await exchange.body(), models[0].name)
+            tenant = exchange.call(self._authenticate).tenant
+            name, text, special = openai_codec.decode_tokenize(await exchange.body())
+            model = self._find(name, tenant)
             # Megabytes of text take long to encode: not on the loop that writes everybody's tokens.
-            ids = await asyncio.to_thread(self._gateway.tokenize, name, text, special)
-            limit = next((m.context_tokens for m in models if m.name == name), None)
-            return _json({"count": len(ids), "max_model_len": limit, "tokens": ids, "token_strs": None}, exchange)
+            ids = await asyncio.to_thread(self._gateway.tokenize, model.name, text, special)
+            answer = {"count": len(ids), "max_model_len": model.context_tokens, "tokens": ids, "token_strs": None}
+            return _json(answer, exchange)
 
     async def _detokenize(self, request: web.BaseRequest, exchange: Exchange) -> web.StreamResponse:
         with self._counted():
-            name, ids = openai_codec.decode_detokenize(await exchange.body(), self._gateway.models()[0].name)
-            text = await asyncio.to_thread(self._gateway.detokenize, name, ids)
+            tenant = exchange.call(self._authenticate).tenant
+            name, ids = openai_codec.decode_detokenize(await exchange.body())
+            text = await asyncio.to_thread(self._gateway.detokenize, self._find(name, tenant).name, ids)
             return _json({"prompt": text.decode("utf-8", "replace")}, exchange)
+
+    def _granted(self, tenant: Tenant) -> tuple[ModelStatus, ...]:
+        return tuple(model for model in self._gateway.models() if tenant.may_use(model.name))
+
+    def _find(self, name: str, tenant: Tenant) -> ModelStatus:
+        """The model of this name, or the first one for no name. Raises: ModelNotFound."""
+        granted = self._granted(tenant)
+        model = next((m for m in granted if name in ("", m.name)), None)
+        if model is None:
+            raise ModelNotFound(name, tuple(m.name for m in granted))
+        return model
 
     async def _health(self, request: web.BaseRequest, exchange: Exchange) -> web.StreamResponse:
         """The process is alive, also while it drains."""
@@ -248,16 +273,13 @@ class HttpIngress:
             raise NoReadyReplica(models[0].name if models else "", models[0].state if models else "unavailable")
         return _json({"status": "ready"}, exchange)
 
-    async def _html(
-        self, render: Callable[[], str], request: web.BaseRequest, exchange: Exchange
-    ) -> web.StreamResponse:
-        found = headers(
-            exchange.request_id,
-            content_type="text/html; charset=utf-8",
-            content_security_policy=CONTENT_SECURITY_POLICY,
-            referrer_policy="no-referrer",
-        )
-        return web.Response(body=render().encode("utf-8"), headers=found)
+    async def _status_page(self, request: web.BaseRequest, exchange: Exchange) -> web.StreamResponse:
+        """Browsers send no key with a page: where one is asked for, the fleet is fetched with it later."""
+        return _html(self._page.whole(asks_for_key=self._authenticate is not everybody_is_local), exchange)
+
+    async def _status_fleet(self, request: web.BaseRequest, exchange: Exchange) -> web.StreamResponse:
+        exchange.call(self._authenticate)
+        return _html(self._page.fleet(), exchange)
 
 
 async def _decoded(decode: Callable[[bytes], _T], body: bytes) -> _T:
@@ -268,3 +290,13 @@ async def _decoded(decode: Callable[[bytes], _T], body: bytes) -> _T:
 
 def _json(value: Json, exchange: Exchange) -> web.Response:
     return json_answer(to_json(value).encode("ascii"), exchange.request_id)
+
+
+def _html(text: str, exchange: Exchange) -> web.Response:
+    found = headers(
+        exchange.request_id,
+        content_type="text/html; charset=utf-8",
+        content_security_policy=CONTENT_SECURITY_POLICY,
+        referrer_policy="no-referrer",
+    )
+    return web.Response(body=text.encode("utf-8"), headers=found)

@@ -14,6 +14,7 @@ from llama31.errors import Llama31Error, MethodNotAllowed, Unauthenticated
 REQUEST_ID_HEADER = "x-request-id"
 REPLICA_HEADER = "x-llama31-replica"
 REVISION_HEADER = "x-llama31-model-revision"
+WARNING_HEADER = "x-llama31-warning"
 
 
 def headers(request_id: str, **more: str) -> dict[str, str]:

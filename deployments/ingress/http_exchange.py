@@ -18,6 +18,7 @@ from deployments.ingress.http_answers import (
     REPLICA_HEADER,
     REQUEST_ID_HEADER,
     REVISION_HEADER,
+    WARNING_HEADER,
     error_answer,
     headers,
     json_answer,
@@ -25,6 +26,7 @@ from deployments.ingress.http_answers import (
 from deployments.ingress.openai_answers import AnswerStream, Json, WholeAnswer, error_object, sse, to_json
 from deployments.ingress.openai_codec import Wanted
 from deployments.ingress.status import status_row
+from deployments.tenant import Authenticate
 from llama31.chat import Completed, Event, Started
 from llama31.errors import (
     DeadlineExceeded,
@@ -55,16 +57,17 @@ class Exchange:
         # An id that could forge a line of a log is replaced, not quoted.
         self.request_id = given if _REQUEST_ID.fullmatch(given) else uuid.uuid4().hex
 
-    def call(self) -> Call:
-        """What the gateway is told about this request. Raises: InvalidRequest, DeadlineExceeded."""
+    def call(self, authenticate: Authenticate) -> Call:
+        """Who asks, and until when. Raises: Unauthenticated, InvalidRequest, DeadlineExceeded."""
+        tenant = authenticate(self._request.headers.getall("authorization", []))
         text = self._request.headers.get(TIMEOUT_HEADER)
         if text is None:
-            return Call(self.request_id)
+            return Call(self.request_id, tenant=tenant)
         if not (text.isascii() and text.isdecimal() and len(text) <= _MAX_TIMEOUT_DIGITS):
             raise InvalidRequest(TIMEOUT_HEADER, "must be a number of milliseconds")
         if int(text) == 0:
             raise DeadlineExceeded("admission")
-        return Call(self.request_id, asyncio.get_running_loop().time() + int(text) / 1000)
+        return Call(self.request_id, asyncio.get_running_loop().time() + int(text) / 1000, tenant)
 
     async def body(self) -> bytes:
         """The whole body. Raises: MediaTypeRefused, PayloadTooLarge, RequestTimeout."""
@@ -191,4 +194,7 @@ async def _bounded(events: AsyncIterator[Event], call: Call) -> AsyncGenerator[A
 
 
 def _who_answers(started: Started) -> dict[str, str]:
-    return {REPLICA_HEADER: started.replica_id, REVISION_HEADER: started.model_revision}
+    found = {REPLICA_HEADER: started.replica_id, REVISION_HEADER: started.model_revision}
+    if started.warnings:
+        found[WARNING_HEADER] = "; ".join(started.warnings)
+    return found

@@ -1,6 +1,8 @@
-"""What happens around every RPC: request id, deadline, refusal while draining, error status, stalled readers?
+"""What happens around every RPC: API key, request id, deadline, draining, error status, stalled writers and readers?
 
 These are plain wrappers around our own methods, because the interceptors of grpc.aio are experimental.
+Every handler is one of streams, also for a single message: grpc.aio's own unary handlers wait without end
+and out of our sight for a request that never comes, and for a reader that never reads the answer.
 """
 
 from __future__ import annotations
@@ -12,31 +14,35 @@ import re
 import uuid
 from collections.abc import Awaitable, Callable, Iterator
 from dataclasses import dataclass
-from typing import NoReturn, TypeAlias, TypeVar
+from typing import NoReturn, TypeAlias
 
 import grpc
 
 from deployments.call import Call
 from deployments.ingress.status import rich_status, status_row, trailing_metadata
+from deployments.tenant import Authenticate, Tenant, everybody_is_local
 from llama31.chat import Started
 from llama31.errors import (
     Draining,
     InternalError,
-    InvalidRequest,
     Llama31Error,
+    MalformedMessage,
     RequestCancelled,
+    RequestTimeout,
+    SlowConsumer,
     Unsupported,
 )
 
 REQUEST_ID_KEY = "x-request-id"
 REPLICA_KEY = "x-llama31-replica"
 REVISION_KEY = "x-llama31-model-revision"
+WARNING_KEY = "x-llama31-warning"
+AUTHORIZATION_KEY = "authorization"
 
 _REQUEST_ID = re.compile(r"[A-Za-z0-9._-]{1,128}")
 _LOG = logging.getLogger(__name__)
 
 Context: TypeAlias = "grpc.aio.ServicerContext[bytes, bytes]"
-_R = TypeVar("_R")
 
 
 @dataclass(frozen=True, slots=True)
@@ -55,16 +61,18 @@ class Rpc:
             (REVISION_KEY, started.model_revision),
         )
         with _client_gone():
+            if started.warnings:
+                self.context.set_trailing_metadata(tuple((WARNING_KEY, text) for text in started.warnings))
             await self.context.send_initial_metadata(headers)
 
     async def write(self, message: bytes) -> None:
-        """Sends one message. Raises: RequestCancelled if the client went away or does not read."""
+        """Sends one message. Raises: RequestCancelled if the client went away, SlowConsumer if it does not read."""
         try:
             with _client_gone():
                 async with asyncio.timeout(self.write_stall_s):
                     await self.context.write(message)
         except TimeoutError:
-            raise RequestCancelled(f"slow consumer: nothing was read for {self.write_stall_s:g} s") from None
+            raise SlowConsumer(f"slow consumer: nothing was read for {self.write_stall_s:g} s") from None
 
 
 @contextlib.contextmanager
@@ -83,37 +91,41 @@ StreamMethod: TypeAlias = Callable[[bytes, Rpc], Awaitable[None]]
 class RpcGuard:
     """Wraps methods into gRPC handlers on raw bytes and counts the calls that a drain waits for."""
 
-    def __init__(self, write_stall_s: float) -> None:
+    def __init__(
+        self, write_stall_s: float, request_wait_s: float, authenticate: Authenticate = everybody_is_local
+    ) -> None:
+        self._authenticate = authenticate
         self.draining = asyncio.Event()
         self._write_stall_s = write_stall_s
+        self._request_wait_s = request_wait_s
         self._in_flight = 0
         self._idle = asyncio.Event()
         self._idle.set()
 
     def unary(
-        self, method: UnaryMethod, *, prompt_field: str = "spec", while_draining: bool = False
+        self, method: UnaryMethod, *, prompt_field: str = "spec", is_health: bool = False
     ) -> grpc.RpcMethodHandler[bytes, bytes]:
         """A handler for one request and one answer.
 
         Args:
             prompt_field: Where a prompt that is too long came from.
-            while_draining: Whether it answers while draining, and is not waited for.
+            is_health: Asks for no key, answers while draining, and is not waited for.
         """
 
-        async def handle(request: bytes, context: Context) -> bytes:
-            return await self._run(method, request, context, prompt_field, while_draining)
+        async def answer(request: bytes, rpc: Rpc) -> None:
+            await rpc.write(await method(request, rpc))
 
-        return grpc.unary_unary_rpc_method_handler(handle)
+        return self.stream(answer, prompt_field=prompt_field, is_health=is_health)
 
     def stream(
-        self, method: StreamMethod, *, prompt_field: str = "spec", while_draining: bool = False
+        self, method: StreamMethod, *, prompt_field: str = "spec", is_health: bool = False
     ) -> grpc.RpcMethodHandler[bytes, bytes]:
         """A handler for one request and a stream of answers; arguments as for `unary`."""
 
-        async def handle(request: bytes, context: Context) -> None:
-            await self._run(method, request, context, prompt_field, while_draining)
+        async def handle(requests: object, context: Context) -> None:
+            await self._run(method, self._receive, context, prompt_field, is_health)
 
-        return grpc.unary_stream_rpc_method_handler(handle)
+        return grpc.stream_stream_rpc_method_handler(handle)
 
     def unsupported(self, field: str, message: str) -> grpc.RpcMethodHandler[bytes, bytes]:
         """A handler that refuses a stream of requests before it reads any."""
@@ -122,7 +134,7 @@ class RpcGuard:
             raise Unsupported(field, message)
 
         async def handle(requests: object, context: Context) -> None:
-            await self._run(refuse, b"", context, field, while_draining=True)
+            await self._run(refuse, _receive_nothing, context, field)
 
         return grpc.stream_stream_rpc_method_handler(handle)
 
@@ -134,20 +146,34 @@ class RpcGuard:
                 await self._idle.wait()
         return self._in_flight == 0
 
+    async def _receive(self, context: Context) -> bytes:
+        """The request. Raises: RequestTimeout if it does not come, MalformedMessage if there is none."""
+        try:
+            async with asyncio.timeout(self._request_wait_s):
+                message = await context.read()
+        except TimeoutError:
+            raise RequestTimeout(self._request_wait_s) from None
+        if not isinstance(message, bytes):
+            raise MalformedMessage("request", "malformed request message: the call brought none")
+        return message
+
     async def _run(
         self,
-        method: Callable[[bytes, Rpc], Awaitable[_R]],
-        request: bytes,
+        method: StreamMethod,
+        receive: Callable[[Context], Awaitable[bytes]],
         context: Context,
         prompt_field: str,
-        while_draining: bool,
-    ) -> _R:
+        is_health: bool = False,
+    ) -> None:
         request_id = uuid.uuid4().hex
         try:
             request_id = _request_id(context) or request_id
-            rpc = Rpc(Call(request_id, _deadline_s(context)), context, self._write_stall_s)
-            if while_draining:
-                return await method(request, rpc)
+            if is_health:
+                return await method(await receive(context), Rpc(Call(request_id), context, self._write_stall_s))
+            # Who may not ask is not listened to.
+            tenant = self._tenant(context)
+            rpc = Rpc(Call(request_id, _deadline_s(context), tenant), context, self._write_stall_s)
+            request = await receive(context)
             with self._counted():
                 return await method(request, rpc)
         except Llama31Error as error:
@@ -167,6 +193,17 @@ class RpcGuard:
             failure = InternalError()
         await _abort(context, failure, request_id, prompt_field)
 
+    async def check_key(self, context: Context) -> None:
+        """For methods that are not ours: ends the call unless it brings a key."""
+        try:
+            self._tenant(context)
+        except Llama31Error as error:
+            await _abort(context, error, uuid.uuid4().hex, "spec")
+
+    def _tenant(self, context: Context) -> Tenant:
+        metadata = context.invocation_metadata() or ()
+        return self._authenticate([str(value) for key, value in metadata if key == AUTHORIZATION_KEY])
+
     @contextlib.contextmanager
     def _counted(self) -> Iterator[None]:
         if self.draining.is_set():
@@ -181,18 +218,20 @@ class RpcGuard:
                 self._idle.set()
 
 
+async def _receive_nothing(context: Context) -> bytes:
+    return b""
+
+
 def _is_cancelled() -> bool:
     task = asyncio.current_task()
     return task is not None and task.cancelling() > 0
 
 
 def _request_id(context: Context) -> str:
-    """The caller's id, or "" if it gave none."""
+    """The caller's id; "" if it gave none that may stand in a log: the answer's headers tell which one holds."""
     for key, value in context.invocation_metadata() or ():
-        if key == REQUEST_ID_KEY:
-            if isinstance(value, str) and _REQUEST_ID.fullmatch(value):
-                return value
-            raise InvalidRequest(REQUEST_ID_KEY, "must have 1 to 128 of the characters A-Z a-z 0-9 . _ -")
+        if key == REQUEST_ID_KEY and isinstance(value, str) and _REQUEST_ID.fullmatch(value):
+            return value
     return ""
 
 

@@ -11,7 +11,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from llama31 import chat
 from llama31.errors import InvalidRequest, Unsupported
 
-MAX_MESSAGES = 10_000
+MAX_MESSAGES = 1024
 MAX_CHOICES = 128
 MAX_LOGIT_BIAS_ENTRIES = 300
 MAX_STOP_SEQUENCES = 16

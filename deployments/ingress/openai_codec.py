@@ -56,6 +56,8 @@ _PROMPT_PATHS = ("spec.messages", "spec.prompt", "spec.text", "spec.tokens", "sp
 _CLIENT_FIELDS: Mapping[str, str] = {
     **{path: OPTION_FIELDS[name] for name, path in proto_codec.OPTION_FIELDS.items() if name in OPTION_FIELDS},
     "spec.model": "model",
+    "spec.stop.ignore_eos": "ignore_eos",
+    "spec.service.priority": "service_tier",
     "spec.tools": "tools",
     "spec.tool_policy": "tool_choice",
     "spec.tool_policy.mode": "tool_choice",
@@ -99,10 +101,10 @@ def decode_completion(body: bytes) -> tuple[tuple[chat.CompletionRequest, ...], 
     return tuple(chat.CompletionRequest(model, prompt, options) for prompt in prompts), wanted
 
 
-def decode_tokenize(body: bytes, default_model: str) -> tuple[str, str, bool]:
-    """Model, text and whether to add the special tokens of a plain prompt (absent = yes)."""
+def decode_tokenize(body: bytes) -> tuple[str, str, bool]:
+    """Model ("": the first one), text and whether to add the special tokens of a plain prompt (absent = yes)."""
     fields = parse_object(body)
-    model = fields.text("model") or default_model
+    model = fields.text("model") or ""
     limits.refuse(fields.take("messages"), "messages", "is not offered; give the text as prompt")
     check(fields.has("prompt"), "prompt", "must be given")
     text = fields.text("prompt") or ""
@@ -112,10 +114,10 @@ def decode_tokenize(body: bytes, default_model: str) -> tuple[str, str, bool]:
     return model, text, add_special_tokens
 
 
-def decode_detokenize(body: bytes, default_model: str) -> tuple[str, tuple[int, ...]]:
-    """Model and token ids."""
+def decode_detokenize(body: bytes) -> tuple[str, tuple[int, ...]]:
+    """Model ("": the first one) and token ids."""
     fields = parse_object(body)
-    model = fields.text("model") or default_model
+    model = fields.text("model") or ""
     check(fields.has("tokens"), "tokens", "must be given")
     ids = limits.check_token_ids(fields.integers("tokens"), "tokens")
     fields.done()

@@ -133,9 +133,11 @@ def _chat_request(spec: chat_pb.ChatSpec) -> chat.ChatRequest:
     _refuse(spec.HasField("constraint"), "spec.constraint", _NO_CONSTRAINT)
     _refuse(spec.HasField("continuation"), "spec.continuation", _NO_CONTINUATION)
     _check(limits.utf8_bytes(spec.date) <= MAX_DATE_BYTES, "spec.date", f"must have at most {MAX_DATE_BYTES} bytes")
+    messages = tuple(_message(m, f"spec.messages[{i}]") for i, m in enumerate(spec.messages))
+    limits.check_dialog(messages, "spec.messages", "parts[0].text")
     return chat.ChatRequest(
         model=spec.model,
-        messages=tuple(_message(m, f"spec.messages[{i}]") for i, m in enumerate(spec.messages)),
+        messages=messages,
         options=_options(spec),
         date=spec.date,
     )
@@ -157,7 +159,7 @@ def _message(message: chat_pb.Message, at: str) -> chat.Message:
     role = _ROLES.get(message.role)
     if role is None:
         raise InvalidRequest(f"{at}.role", "must be ROLE_SYSTEM, ROLE_USER or ROLE_ASSISTANT")
-    _check(bool(message.parts), f"{at}.parts", "must hold at least one part; its text may be empty")
+    _check(bool(message.parts), f"{at}.parts", "must hold at least one part")
     for i, part in enumerate(message.parts):
         kind = part.WhichOneof("kind")
         _check(kind is not None, f"{at}.parts[{i}]", "must have a kind, such as text")
@@ -175,7 +177,7 @@ def _completion_request(spec: completion_pb.CompletionSpec) -> chat.CompletionRe
 def _prompt(spec: completion_pb.CompletionSpec) -> str | tuple[int, ...]:
     kind = spec.WhichOneof("prompt")
     if kind is None:
-        raise InvalidRequest("spec.prompt", "must be given, as text or as tokens")
+        raise InvalidRequest("spec.text", "must be given, or spec.tokens in its place")
     if kind == "text":
         return spec.text
     _check(bool(spec.tokens.ids), "spec.tokens.ids", "must hold at least one token id")
@@ -202,6 +204,8 @@ def _sampling(options: common_pb.SamplingOptions) -> chat.SamplingChoices:
     at = "spec.sampling"
     if options.HasField("num_choices"):
         _check(options.num_choices > 0, f"{at}.num_choices", "must be at least 1")
+        most = limits.MAX_CHOICES
+        _check(options.num_choices <= most, f"{at}.num_choices", f"must be at most {most}, got {options.num_choices}")
         _refuse(
             options.num_choices > 1,
             f"{at}.num_choices",
@@ -227,7 +231,7 @@ def _stop(options: common_pb.StopOptions) -> chat.StopChoices:
 
 def _returns(options: common_pb.ReturnOptions) -> chat.ReturnChoices:
     at = "spec.returns"
-    _refuse(options.prompt_top_logprobs, f"{at}.prompt_top_logprobs", "prompt tokens are not scored; leave it out")
+    _check(not options.prompt_top_logprobs, f"{at}.prompt_top_logprobs", "must be 0: prompt tokens are not scored here")
     hold_s = _seconds(options.max_coalesce)
     _check(hold_s >= 0, f"{at}.max_coalesce", "must not be negative")
     _refuse(hold_s > 0, f"{at}.max_coalesce", "tokens are sent as they come; leave it out")

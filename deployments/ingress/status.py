@@ -42,6 +42,7 @@ _INTERNAL_ROW = StatusRow(grpc.StatusCode.INTERNAL, 500, False)
 STATUS_TABLE: dict[type[errors.Llama31Error], StatusRow] = {
     errors.InvalidRequest: StatusRow(grpc.StatusCode.INVALID_ARGUMENT, 400, False, "invalid_argument"),
     errors.MalformedMessage: StatusRow(grpc.StatusCode.INVALID_ARGUMENT, 400, False, "invalid_json"),
+    errors.LanguageRefused: StatusRow(grpc.StatusCode.INVALID_ARGUMENT, 400, False),
     errors.UnknownField: StatusRow(grpc.StatusCode.INVALID_ARGUMENT, 400, False),
     errors.ContextTooLong: StatusRow(grpc.StatusCode.INVALID_ARGUMENT, 400, False),
     errors.ModelNotFound: StatusRow(grpc.StatusCode.NOT_FOUND, 404, False),
@@ -57,12 +58,16 @@ STATUS_TABLE: dict[type[errors.Llama31Error], StatusRow] = {
     errors.PayloadTooLarge: StatusRow(grpc.StatusCode.RESOURCE_EXHAUSTED, 413, False),
     errors.HeadersTooLarge: StatusRow(grpc.StatusCode.RESOURCE_EXHAUSTED, 431, False),
     errors.RequestTimeout: StatusRow(grpc.StatusCode.DEADLINE_EXCEEDED, 408, False),
+    errors.RateLimited: StatusRow(grpc.StatusCode.RESOURCE_EXHAUSTED, 429, True, "rate_limit_exceeded"),
+    errors.QuotaExceeded: StatusRow(grpc.StatusCode.RESOURCE_EXHAUSTED, 429, True),
+    errors.ConcurrencyLimit: StatusRow(grpc.StatusCode.RESOURCE_EXHAUSTED, 429, True),
     errors.Overloaded: StatusRow(grpc.StatusCode.RESOURCE_EXHAUSTED, 429, True),
     errors.NoReadyReplica: StatusRow(grpc.StatusCode.UNAVAILABLE, 503, True),
     errors.Draining: StatusRow(grpc.StatusCode.UNAVAILABLE, 503, True),
     errors.StreamInterrupted: StatusRow(grpc.StatusCode.UNAVAILABLE, 503, True),
     errors.DeadlineExceeded: StatusRow(grpc.StatusCode.DEADLINE_EXCEEDED, 504, False),
     errors.RequestCancelled: StatusRow(grpc.StatusCode.CANCELLED, 499, False),
+    errors.SlowConsumer: StatusRow(grpc.StatusCode.RESOURCE_EXHAUSTED, 499, False),
     errors.InternalError: _INTERNAL_ROW,
     # What the operator must change is nothing that a client could act on.
     errors.ConfigInvalid: _INTERNAL_ROW,
@@ -83,6 +88,7 @@ ERROR_FACTS: dict[type[errors.Llama31Error], tuple[str, ...]] = {
     errors.InvalidRequest: ("field",),
     errors.MalformedMessage: ("field",),
     errors.UnknownField: ("field",),
+    errors.LanguageRefused: ("field",),
     errors.Unsupported: ("field",),
     errors.UnsupportedContent: ("field",),
     errors.PermissionDenied: ("field",),
@@ -164,6 +170,9 @@ def trailing_metadata(error: errors.Llama31Error, status: status_pb2.Status) -> 
     delay_s = retry_delay_s(error)
     if delay_s is None:
         return (details,)
+    if isinstance(error, errors.LimitReached) and math.isinf(error.retry_after_s):
+        # A request above the whole budget: a negative pushback tells gRPC clients not to wait for it.
+        return (details, (PUSHBACK_KEY, "-1"))
     return (details, (PUSHBACK_KEY, str(round(delay_s * 1000))))
 
 
@@ -247,6 +256,16 @@ def _rebuild(reason: str, text: str, facts: Mapping[str, str], delay_s: float) -
             return errors.MalformedMessage(fact("field"), text.removeprefix(f"{fact('field')}: "))
         case errors.Unsupported.reason:
             return errors.Unsupported(fact("field"), text.removeprefix(f"{fact('field')}: "))
+        case errors.LanguageRefused.reason:
+            return errors.LanguageRefused(fact("field"), text.removeprefix(f"{fact('field')}: "))
+        case errors.PermissionDenied.reason:
+            return errors.PermissionDenied(fact("field"), text.removeprefix(f"{fact('field')}: "))
+        case errors.RateLimited.reason:
+            return errors.RateLimited(text, delay_s)
+        case errors.QuotaExceeded.reason:
+            return errors.QuotaExceeded(text, delay_s)
+        case errors.ConcurrencyLimit.reason:
+            return errors.ConcurrencyLimit(text, delay_s)
         case errors.ContextTooLong.reason:
             return errors.ContextTooLong(number("prompt_tokens"), number("output_tokens"), number("limit_tokens"))
         case errors.ModelNotFound.reason:
@@ -261,7 +280,7 @@ def _rebuild(reason: str, text: str, facts: Mapping[str, str], delay_s: float) -
             return errors.StreamInterrupted(fact("replica_id"), number("tokens_sent"), fact("cause"))
         case errors.DeadlineExceeded.reason:
             return errors.DeadlineExceeded(fact("stage"))
-    plain = (errors.Unauthenticated, errors.Draining, errors.RequestCancelled)
+    plain = (errors.Unauthenticated, errors.Draining, errors.RequestCancelled, errors.SlowConsumer)
     return next((kind(text) for kind in plain if kind.reason == reason), errors.InternalError(text))
 
 

@@ -80,11 +80,12 @@ class StatusPage:
         self._whole = environment.get_template("whole.html")
         self._fleet = environment.get_template("fleet.html")
 
-    def whole(self) -> str:
-        """The page."""
+    def whole(self, asks_for_key: bool = False) -> str:
+        """The page. Where a key is asked for, it comes without anything that the key protects."""
         models = self._gateway.models()
         return self._whole.render(
-            fleet=Markup(self.fleet()),
+            fleet="" if asks_for_key else Markup(self.fleet()),
+            asks_for_key=asks_for_key,
             models=models,
             built_with=BUILT_WITH_LLAMA if any(is_llama(model) for model in models) else "",
             links=self._links,

@@ -1,18 +1,45 @@
 "use strict";
 
-// The fleet: a fresh fragment every few seconds while somebody looks.
-const REFRESH_MS = 5000;
 const fleet = document.getElementById("fleet");
 const live = document.getElementById("live");
-live.hidden = false;
+const form = document.getElementById("chat");
+const log = document.getElementById("log");
+const question = document.getElementById("question");
+const send = document.getElementById("send");
+const figures = document.getElementById("figures");
+const clear = document.getElementById("clear");
+const key = document.getElementById("key");
+const keyRow = document.getElementById("key-row");
+const greeting = log.firstElementChild;
+
+// The fleet: a fresh fragment every few seconds while somebody looks.
+const REFRESH_MS = 5000;
+const asksForKey = !keyRow.hidden;
+let shown = "";
+live.hidden = asksForKey;
+
+function credentials() {
+  return key.value ? { authorization: `Bearer ${key.value}` } : {};
+}
+
+async function nameOfModel() {
+  if (!form.dataset.model) {
+    const answer = await fetch("/v1/models", { headers: credentials() });
+    if (!answer.ok) throw new Error(await failureOf(answer));
+    form.dataset.model = (await answer.json()).data[0]?.id ?? "";
+  }
+  return form.dataset.model;
+}
 
 async function refresh() {
-  if (document.hidden) return;
+  if (document.hidden || (asksForKey && !key.value)) return;
   try {
-    const answer = await fetch("/fleet", { cache: "no-store" });
+    const answer = await fetch("/fleet", { cache: "no-store", headers: credentials() });
+    if (answer.status === 401) return;
     if (!answer.ok) throw new Error(String(answer.status));
     const fresh = await answer.text();
-    if (fleet.innerHTML !== fresh) fleet.innerHTML = fresh;
+    if (fresh !== shown) fleet.innerHTML = shown = fresh;
+    live.hidden = false;
     live.classList.remove("lost");
     live.textContent = "live";
   } catch {
@@ -24,15 +51,6 @@ setInterval(refresh, REFRESH_MS);
 document.addEventListener("visibilitychange", refresh);
 
 // The chat box: a client of the API like any other.
-const form = document.getElementById("chat");
-const log = document.getElementById("log");
-const question = document.getElementById("question");
-const send = document.getElementById("send");
-const figures = document.getElementById("figures");
-const clear = document.getElementById("clear");
-const key = document.getElementById("key");
-const keyRow = document.getElementById("key-row");
-const greeting = log.firstElementChild;
 let messages = [];
 let running = null;
 form.hidden = false;
@@ -73,9 +91,8 @@ async function failureOf(answer) {
 }
 
 async function ask(signal, line) {
-  const headers = { "content-type": "application/json" };
-  if (key.value) headers.authorization = `Bearer ${key.value}`;
-  const body = { model: form.dataset.model, messages, stream: true, stream_options: { include_usage: true } };
+  const headers = { "content-type": "application/json", ...credentials() };
+  const body = { model: await nameOfModel(), messages, stream: true, stream_options: { include_usage: true } };
   const began = performance.now();
   const answer = await fetch("/v1/chat/completions", { method: "POST", headers, body: JSON.stringify(body), signal });
   if (!answer.ok) throw new Error(await failureOf(answer));
@@ -138,6 +155,7 @@ form.addEventListener("submit", (event) => {
   if (running) running.abort();
   else submit();
 });
+key.addEventListener("change", refresh);
 question.addEventListener("input", fit);
 question.addEventListener("keydown", (event) => {
   if (event.key === "Enter" && !event.shiftKey && !event.isComposing) {
