@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import signal
 import socket
+import time
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -15,6 +16,8 @@ from deployments.cli import main
 from deployments.config import shipped_configs
 from deployments.directory import ReplicaRecord
 from deployments.service import ServiceAddress
+from deployments.tenant import Tenant
+from deployments.tenants_file import load_tenants
 from llama31.chat import Usage
 from llama31.engine import RankReport
 from llama31.errors import Llama31Error
@@ -48,6 +51,8 @@ Captured = pytest.CaptureFixture[str]
         (["serve", "--weights", "none"], "--weights: invalid choice"),
         (["serve", "--what"], "unrecognized arguments: --what"),
         (["weights"], "ACTION"),
+        (["keys"], "ACTION"),
+        (["keys", "new"], "TENANT"),
         (["weights", "check"], "directory"),
         (["chat", "--temperature", "hot"], "invalid float value: 'hot'"),
         (["serve", "--http-port", "closed"], "--http-port: invalid"),
@@ -226,3 +231,53 @@ def test_the_error_root_is_what_main_catches(monkeypatch: pytest.MonkeyPatch, ca
 
     monkeypatch.setattr(commands, "running_service", fail)
     assert refusal(["status"], capsys) == "llama31: two words\n"
+
+
+def test_a_new_key_opens_what_its_lines_say(tmp_path: Path, capsys: Captured) -> None:
+    assert main(["keys", "new", "acme", "--days", "90"]) == 0
+    key, _, told, _, *lines = capsys.readouterr().out.splitlines()
+    assert "this once" in told
+    assert key not in "\n".join(lines)
+    file = tmp_path / "tenants.yaml"
+    file.write_text("\n".join(lines))
+    ring, now_s = load_tenants(str(file)), time.time()
+    assert ring.find(key, now_s) == Tenant("acme")
+    assert ring.find(key, now_s + 89 * 86_400) is not None
+    assert ring.find(key, now_s + 91 * 86_400) is None
+
+
+def test_a_key_for_no_name(capsys: Captured) -> None:
+    assert "'A b' is no tenant name" in refusal(["keys", "new", "A b"], capsys)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (["--host", "0.0.0.0"], "set ingress.auth.tenants_file, or ingress.serve_without_keys"),
+        (["--host", "0.0.0.0", "--serve-without-keys"], "set ingress.tls, or ingress.serve_without_tls"),
+        (["--tls-cert", "cert.pem"], "ingress.tls.key_file"),
+        (["--tenants", "/nowhere/tenants.yaml"], "/nowhere/tenants.yaml: No such file"),
+        (["--tls-cert", "/nowhere/c.pem", "--tls-key", "/nowhere/k.pem"], "/nowhere/c.pem"),
+    ],
+)
+def test_an_unsafe_door_is_not_opened(arguments: list[str], words: str, capsys: Captured) -> None:
+    assert words in refusal(["serve", "--weights", "dummy", "--port", "0", "--metrics-port", "0", *arguments], capsys)
+
+
+def test_the_key_comes_from_a_file(tmp_path: Path, capsys: Captured) -> None:
+    file = tmp_path / "key"
+    asked = ["chat", "--address", "192.0.2.1:9000", "--api-key-file", str(file), "Hi"]
+    assert f"{file}: No such file" in refusal(asked, capsys)
+    file.write_text("l31_key\n")
+    assert "the API key would go to 192.0.2.1:9000 in plaintext" in refusal(asked, capsys)
+    assert "/nowhere/ca.pem: No such file" in refusal([*asked, "--ca-file", "/nowhere/ca.pem"], capsys)
+    file.write_bytes(b"\xff\xfe")
+    assert "holds no API key" in refusal(asked, capsys)
+
+
+def test_clients_to_copy_bring_key_and_authority() -> None:
+    address = ServiceAddress(1, "m", "127.0.0.1:9000", "", "", "", "", tls=True, asks_for_key=True)
+    text = commands.how_to_connect(address)
+    for part in ('-H "authorization: Bearer $KEY"', "-cacert CA.pem", "--api-key-file KEY.txt", 'tls=Tls("CA.pem")'):
+        assert part in text
+    assert "-plaintext" not in text
