@@ -155,7 +155,7 @@ class HttpIngress:
         if found is None and path.startswith("/v1/models/"):
             found = {"GET": partial(self._model, unquote(path.removeprefix("/v1/models/")))}
         if found is None:
-            raise PathNotFound()
+            raise PathNotFound("nothing is served under this path")
         method = found.get("GET" if request.method == "HEAD" else request.method)
         if method is None:
             raise MethodNotAllowed(tuple(found))

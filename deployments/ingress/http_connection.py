@@ -84,7 +84,7 @@ class Connection(web.RequestHandler):
             _LOG.error("a request failed outside of its method", exc_info=exc)
             error = InternalError()
         elif isinstance(exc, LineTooLong) or "Too many headers" in str(exc):
-            error = HeadersTooLarge()
+            error = HeadersTooLarge("the request has too many headers, or one that is too long")
         else:
             error = InvalidRequest("request", "is no HTTP/1.1 request")
         answer = error_answer(error, uuid.uuid4().hex)
