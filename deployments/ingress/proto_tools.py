@@ -6,14 +6,11 @@ import json
 import re
 from collections.abc import Iterable, Sequence
 
-from deployments.ingress.constraints import check_schema
+from deployments.ingress.limits import MAX_TOOLS, check_tools
 from llama31 import chat
 from llama31.errors import InvalidRequest
 from llama31.tools import tool_name
 from llama31.v1 import chat_service_pb2 as chat_pb
-
-MAX_TOOLS = 128
-MAX_DESCRIPTION_CHARS = 16 * 1024
 
 _NAME = re.compile(r"[A-Za-z0-9_-]{1,64}")
 _NAME_FORM = "must be 1 to 64 letters, digits, underscores or hyphens"
@@ -48,12 +45,8 @@ def decode_tool_use(
 ) -> tuple[tuple[chat.Tool, ...], chat.ToolPolicy, chat.ToolPromptFormat]:
     """Which tools there are, whether they must be called, and how they are described. Raises: InvalidRequest."""
     _require(len(spec.tools) <= MAX_TOOLS, "spec.tools", f"must hold at most {MAX_TOOLS} tools")
-    tools: list[chat.Tool] = []
-    for i, described in enumerate(spec.tools):
-        tool = _tool(described, f"spec.tools[{i}]")
-        is_new = tool_name(tool) not in map(tool_name, tools)
-        _require(is_new, f"spec.tools[{i}].name", "is the name of an earlier tool")
-        tools.append(tool)
+    tools = [_tool(tool, f"spec.tools[{i}]") for i, tool in enumerate(spec.tools)]
+    check_tools(tools, "spec.tools", "name", "description", "schema_json")
     style = _FORMATS.get(spec.tool_prompt_format)
     if style is None:
         raise InvalidRequest("spec.tool_prompt_format", "is none of the known formats")
@@ -84,13 +77,6 @@ def _tool(tool: chat_pb.Tool, at: str) -> chat.Tool:
         return builtin
     _require(tool.HasField("function"), at, "must have a kind, such as function")
     own = tool.function
-    _require(_NAME.fullmatch(own.name) is not None, f"{at}.name", _NAME_FORM)
-    described = len(own.description) <= MAX_DESCRIPTION_CHARS
-    _require(described, f"{at}.description", f"must have at most {MAX_DESCRIPTION_CHARS} characters")
-    if own.parameters_json_schema:
-        check_schema(own.parameters_json_schema, f"{at}.schema_json")
-        is_object = json.loads(own.parameters_json_schema).get("type", "object") == "object"
-        _require(is_object, f"{at}.schema_json", 'must be of type "object"')
     return chat.FunctionTool(own.name, own.description, own.parameters_json_schema, own.strict)
 
 
