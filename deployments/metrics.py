@@ -192,6 +192,10 @@ class Metrics:
     def __init__(self) -> None:
         self._instruments: dict[str, Any] = {name: _instrument(metric) for name, metric in METRICS.items()}
 
+    def child(self, name: str, **labels: str) -> Any:
+        """One series of prometheus_client, for what is counted too often to be looked up each time."""
+        return self._instruments[name].labels(**labels)
+
     def add(self, name: str, amount: float = 1, **labels: str) -> None:
         """Counts."""
         self._instruments[name].labels(**labels).inc(amount)
