@@ -15,6 +15,7 @@ from google.protobuf.duration_pb2 import Duration
 from google.protobuf.message import DecodeError, Message
 
 from deployments.ingress.constraints import check_constraint
+from deployments.ingress.proto_tools import decode_messages, decode_tool_use
 from deployments.worker_codec import decode_constraint
 from llama31 import chat
 from llama31.errors import InvalidRequest, MalformedMessage, Unsupported
@@ -35,11 +36,6 @@ MAX_ITEM_ID_BYTES = 128
 MAX_AFFINITY_KEY_BYTES = 256
 MAX_TOKEN_ID = 2**31 - 1
 
-_ROLES = {
-    chat_pb.ROLE_SYSTEM: chat.Role.SYSTEM,
-    chat_pb.ROLE_USER: chat.Role.USER,
-    chat_pb.ROLE_ASSISTANT: chat.Role.ASSISTANT,
-}
 _PRIORITIES = {
     common_pb.PRIORITY_UNSPECIFIED: chat.Priority.STANDARD,
     common_pb.PRIORITY_INTERACTIVE: chat.Priority.INTERACTIVE,
@@ -49,7 +45,6 @@ _PRIORITIES = {
 _NAME_A_MODEL = "must name a model; ListModels tells which are served"
 _NO_CONTINUATION = "an interrupted answer cannot be continued; send the request again without it"
 _NO_RESUME = "streams cannot be resumed; leave it out and send the request again if one breaks"
-_NO_TOOLS = "tools are not offered; describe them in the system message"
 
 _M = TypeVar("_M", bound=Message)
 
@@ -146,39 +141,18 @@ def _chat_request(spec: chat_pb.ChatSpec) -> chat.ChatRequest:
     _check(bool(spec.model), "spec.model", _NAME_A_MODEL)
     _check(bool(spec.messages), "spec.messages", "must hold at least one message")
     _check(len(spec.messages) <= MAX_MESSAGES, "spec.messages", f"must hold at most {MAX_MESSAGES} messages")
-    _refuse_tools(spec)
+    tools, tool_policy, tool_prompt_format = decode_tool_use(spec)
     _refuse(spec.HasField("continuation"), "spec.continuation", _NO_CONTINUATION)
     _check(_utf8_bytes(spec.date) <= MAX_DATE_BYTES, "spec.date", f"must have at most {MAX_DATE_BYTES} bytes")
     return chat.ChatRequest(
         model=spec.model,
-        messages=tuple(_message(m, f"spec.messages[{i}]") for i, m in enumerate(spec.messages)),
+        messages=decode_messages(spec.messages),
         options=_options(spec),
         date=spec.date,
+        tools=tools,
+        tool_policy=tool_policy,
+        tool_prompt_format=tool_prompt_format,
     )
-
-
-def _refuse_tools(spec: chat_pb.ChatSpec) -> None:
-    policy = spec.tool_policy
-    mode_is_none = policy.mode in (chat_pb.ToolPolicy.MODE_UNSPECIFIED, chat_pb.ToolPolicy.MODE_NONE)
-    _refuse(len(spec.tools), "spec.tools", _NO_TOOLS)
-    _refuse(not mode_is_none, "spec.tool_policy.mode", _NO_TOOLS)
-    _refuse(policy.function_name, "spec.tool_policy.function_name", _NO_TOOLS)
-    _refuse(policy.HasField("parallel"), "spec.tool_policy.parallel", _NO_TOOLS)
-    _refuse(spec.tool_prompt_format, "spec.tool_prompt_format", _NO_TOOLS)
-
-
-def _message(message: chat_pb.Message, at: str) -> chat.Message:
-    _refuse(message.role == chat_pb.ROLE_TOOL, f"{at}.role", _NO_TOOLS)
-    _refuse(message.tool_call_id, f"{at}.tool_call_id", _NO_TOOLS)
-    role = _ROLES.get(message.role)
-    if role is None:
-        raise InvalidRequest(f"{at}.role", "must be ROLE_SYSTEM, ROLE_USER or ROLE_ASSISTANT")
-    _check(bool(message.parts), f"{at}.parts", "must hold at least one part; its text may be empty")
-    for i, part in enumerate(message.parts):
-        kind = part.WhichOneof("kind")
-        _check(kind is not None, f"{at}.parts[{i}]", "must have a kind, such as text")
-        _refuse(kind != "text", f"{at}.parts[{i}].{kind}", _NO_TOOLS)
-    return chat.Message(role, "".join(part.text for part in message.parts))
 
 
 def _completion_request(spec: completion_pb.CompletionSpec) -> chat.CompletionRequest:

@@ -156,7 +156,7 @@ INVALID, UNIMPLEMENTED = grpc.StatusCode.INVALID_ARGUMENT, grpc.StatusCode.UNIMP
         (chat_bytes(model="PLACE").replace(b"PLACE", b"\xff\xfeACE"), INVALID, "MALFORMED_MESSAGE", "request"),
         (b"\xff\xff\xff garbage", INVALID, "MALFORMED_MESSAGE", "request"),
         (chat_bytes()[:-2], INVALID, "MALFORMED_MESSAGE", "request"),
-        (chat_bytes(tools=[{}]), UNIMPLEMENTED, "UNSUPPORTED", "spec.tools"),
+        (chat_bytes(tools=[{}]), INVALID, "INVALID_FIELD", "spec.tools[0]"),
         (chat_bytes(constraint={"regex": "foo**"}), INVALID, "INVALID_FIELD", "spec.constraint.regex"),
     ],
 )
