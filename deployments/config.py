@@ -101,11 +101,13 @@ class IngressConfig(Section):
 
     host: str = "127.0.0.1"
     port: int = Field(default=9000, ge=0, le=65535)
+    http_port: Annotated[int | None, Field(ge=0, le=65535, description="OpenAI API and status page; null: none")] = 8000
     metrics_host: str = "127.0.0.1"
     metrics_port: int = Field(default=9400, ge=0, le=65535)
     reflection: bool = True
     drain_s: float = Field(default=20.0, ge=0)
     max_output_tokens: int = Field(default=4096, ge=1, description="when the request names no limit")
+    max_requests: int = Field(default=8192, ge=1, description="in flight in one ingress; more are refused at once")
     auth: AuthConfig | None = None
     tls: TlsConfig | None = None
     language: LanguageConfig = LanguageConfig()

@@ -11,7 +11,7 @@ from typing import TypeVar
 
 from cluster.policy import RequestFeatures, RouterPolicy
 from deployments.answer import Answer
-from deployments.call import Call, ModelState, ModelStatus
+from deployments.call import Call, ModelState, ModelStatus, ReplicaStatus
 from deployments.choices import ChoiceRun, Job, interleaved, total_usage
 from deployments.config import ServiceConfig
 from deployments.fleet import Fleet
@@ -40,6 +40,7 @@ from llama31.errors import (
     Llama31Error,
     ModelNotFound,
     NoReadyReplica,
+    Overloaded,
     RequestCancelled,
 )
 from llama31.prompt import dialog_chars
@@ -49,6 +50,7 @@ T = TypeVar("T")
 
 # Prompts above this are encoded in a thread, so that one long prompt does not hold up every stream.
 ENCODE_IN_THREAD_CHARS = 20_000
+OVERLOAD_RETRY_S = 1.0
 
 
 class ServiceGateway:
@@ -97,6 +99,22 @@ class ServiceGateway:
         )
         return (status,)
 
+    def fleet(self) -> tuple[ReplicaStatus, ...]:
+        """What replicas announced, with what their links know."""
+        loads = {snapshot.replica_id: snapshot for snapshot in self._fleet.snapshots()}
+        return tuple(
+            ReplicaStatus(
+                replica_id=record.replica_id,
+                model=record.model,
+                plan=record.plan,
+                phase=record.phase,
+                detail=record.detail,
+                ranks=record.ranks,
+                load=loads.get(record.replica_id),
+            )
+            for record in self._fleet.records()
+        )
+
     def tokenize(self, model: str, text: str, add_special_tokens: bool) -> list[int]:
         """Content only, or as a completion prompt with what the model wants before it."""
         self._check_model(model)
@@ -125,6 +143,9 @@ class ServiceGateway:
         in_flight = (call.tenant.name, call.request_id)
         if in_flight in self._in_flight:
             raise DuplicateRequest(call.request_id)
+        limit = self._config.ingress.max_requests
+        if len(self._in_flight) >= limit:
+            raise Overloaded(f"overloaded: this server answers at most {limit} requests at a time", OVERLOAD_RETRY_S)
         self._in_flight.add(in_flight)
         self._metrics.set("llama31_streams_open", len(self._in_flight), model=self._config.model)
         outcome, used_tokens = RequestCancelled.reason, 0
@@ -175,6 +196,9 @@ class ServiceGateway:
             raise ContextTooLong(len(prompt), wanted or 1, self._config.engine.max_model_tokens)
         self._check_ids("spec.stop.stop_token_ids", options.stop.stop_token_ids)
         self._check_ids("spec.sampling.logit_bias", tuple(options.sampling.logit_bias))
+        top_k, vocabulary = options.sampling.top_k or 0, self._spec.vocab_size
+        if top_k > vocabulary:
+            raise InvalidRequest("spec.sampling.top_k", f"must be at most {vocabulary}, the vocabulary; 0 turns it off")
         default = self._config.ingress.max_output_tokens
         limit_tokens = wanted or min(default, room)
         visit.reserve(len(prompt) + limit_tokens * options.num_choices)

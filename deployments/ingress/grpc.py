@@ -38,6 +38,9 @@ class IngressSettings:
     so_reuseport: bool = False
     reflection: bool = True
     write_stall_s: float = 30.0
+    request_wait_s: float = 10.0
+    handshake_s: float = 20.0
+    connection_idle_s: float = 300.0
     drain_s: float = 30.0
     max_message_bytes: int = 16 * 2**20
     max_metadata_bytes: int = 16 * 2**10
@@ -69,7 +72,7 @@ class GrpcIngress:
         settings = self._settings
         if not settings.so_reuseport:
             _probe(settings.host, settings.port)
-        self._guard = RpcGuard(settings.write_stall_s, self._authenticate)
+        self._guard = RpcGuard(settings.write_stall_s, settings.request_wait_s, self._authenticate)
         server = grpc.aio.server(options=server_options(settings))
         services = _services(self._gateway, self._guard)
         if settings.reflection:
@@ -117,6 +120,10 @@ def server_options(settings: IngressSettings) -> list[tuple[str, int]]:
         ("grpc.max_metadata_size", settings.max_metadata_bytes),
         ("grpc.absolute_max_metadata_size", settings.max_metadata_bytes),
         ("grpc.max_concurrent_streams", settings.max_streams_per_connection),
+        # From the connection's first byte to the client's first HTTP/2 frame; gRPC's default is two minutes.
+        ("grpc.server_handshake_timeout_ms", round(settings.handshake_s * 1000)),
+        # A connection without calls is closed; clients open another with their next call.
+        ("grpc.max_connection_idle_ms", round(settings.connection_idle_s * 1000)),
         # A client may ping while a long prefill sends nothing, at any rate.
         ("grpc.http2.min_ping_interval_without_data_ms", 10_000),
         ("grpc.http2.max_ping_strikes", 0),

@@ -1,6 +1,8 @@
-"""What happens around every RPC: API key, request id, deadline, refusal while draining, error status, stalled readers?
+"""What happens around every RPC: API key, request id, deadline, draining, error status, stalled writers and readers?
 
 These are plain wrappers around our own methods, because the interceptors of grpc.aio are experimental.
+Every handler is one of streams, also for a single message: grpc.aio's own unary handlers wait without end
+and out of our sight for a request that never comes, and for a reader that never reads the answer.
 """
 
 from __future__ import annotations
@@ -23,9 +25,11 @@ from llama31.chat import Started
 from llama31.errors import (
     Draining,
     InternalError,
-    InvalidRequest,
     Llama31Error,
+    MalformedMessage,
     RequestCancelled,
+    RequestTimeout,
+    SlowConsumer,
 )
 
 REQUEST_ID_KEY = "x-request-id"
@@ -39,7 +43,6 @@ _LOG = logging.getLogger(__name__)
 
 Context: TypeAlias = "grpc.aio.ServicerContext[bytes, bytes]"
 _Q = TypeVar("_Q")
-_R = TypeVar("_R")
 
 
 @dataclass(frozen=True, slots=True)
@@ -63,13 +66,13 @@ class Rpc:
             await self.context.send_initial_metadata(headers)
 
     async def write(self, message: bytes) -> None:
-        """Sends one message. Raises: RequestCancelled if the client went away or does not read."""
+        """Sends one message. Raises: RequestCancelled if the client went away, SlowConsumer if it does not read."""
         try:
             with _client_gone():
                 async with asyncio.timeout(self.write_stall_s):
                     await self.context.write(message)
         except TimeoutError:
-            raise RequestCancelled(f"slow consumer: nothing was read for {self.write_stall_s:g} s") from None
+            raise SlowConsumer(f"slow consumer: nothing was read for {self.write_stall_s:g} s") from None
 
 
 @contextlib.contextmanager
@@ -89,10 +92,13 @@ DuplexMethod: TypeAlias = Callable[[AsyncIterator[bytes], Rpc], Awaitable[None]]
 class RpcGuard:
     """Wraps methods into gRPC handlers on raw bytes and counts the calls that a drain waits for."""
 
-    def __init__(self, write_stall_s: float, authenticate: Authenticate = everybody_is_local) -> None:
+    def __init__(
+        self, write_stall_s: float, request_wait_s: float, authenticate: Authenticate = everybody_is_local
+    ) -> None:
         self._authenticate = authenticate
         self.draining = asyncio.Event()
         self._write_stall_s = write_stall_s
+        self._request_wait_s = request_wait_s
         self._in_flight = 0
         self._idle = asyncio.Event()
         self._idle.set()
@@ -107,26 +113,29 @@ class RpcGuard:
             is_health: Asks for no key, answers while draining, and is not waited for.
         """
 
-        async def handle(request: bytes, context: Context) -> bytes:
-            return await self._run(method, request, context, prompt_field, is_health)
+        async def answer(request: bytes, rpc: Rpc) -> None:
+            await rpc.write(await method(request, rpc))
 
-        return grpc.unary_unary_rpc_method_handler(handle)
+        return self.stream(answer, prompt_field=prompt_field, is_health=is_health)
 
     def stream(
         self, method: StreamMethod, *, prompt_field: str = "spec", is_health: bool = False
     ) -> grpc.RpcMethodHandler[bytes, bytes]:
         """A handler for one request and a stream of answers; arguments as for `unary`."""
 
-        async def handle(request: bytes, context: Context) -> None:
-            await self._run(method, request, context, prompt_field, is_health)
+        async def handle(requests: object, context: Context) -> None:
+            await self._run(method, self._receive, context, prompt_field, is_health)
 
-        return grpc.unary_stream_rpc_method_handler(handle)
+        return grpc.stream_stream_rpc_method_handler(handle)
 
     def duplex(self, method: DuplexMethod) -> grpc.RpcMethodHandler[bytes, bytes]:
         """A handler for a stream of requests and a stream of answers."""
 
         async def handle(requests: AsyncIterator[bytes], context: Context) -> None:
-            await self._run(method, requests, context, "spec")
+            async def all_of_them(context: Context) -> AsyncIterator[bytes]:
+                return requests
+
+            await self._run(method, all_of_them, context, "spec")
 
         return grpc.stream_stream_rpc_method_handler(handle)
 
@@ -138,21 +147,34 @@ class RpcGuard:
                 await self._idle.wait()
         return self._in_flight == 0
 
+    async def _receive(self, context: Context) -> bytes:
+        """The request. Raises: RequestTimeout if it does not come, MalformedMessage if there is none."""
+        try:
+            async with asyncio.timeout(self._request_wait_s):
+                message = await context.read()
+        except TimeoutError:
+            raise RequestTimeout(self._request_wait_s) from None
+        if not isinstance(message, bytes):
+            raise MalformedMessage("request", "malformed request message: the call brought none")
+        return message
+
     async def _run(
         self,
-        method: Callable[[_Q, Rpc], Awaitable[_R]],
-        request: _Q,
+        method: Callable[[_Q, Rpc], Awaitable[None]],
+        receive: Callable[[Context], Awaitable[_Q]],
         context: Context,
         prompt_field: str,
         is_health: bool = False,
-    ) -> _R:
+    ) -> None:
         request_id = uuid.uuid4().hex
         try:
             request_id = _request_id(context) or request_id
             if is_health:
-                return await method(request, Rpc(Call(request_id), context, self._write_stall_s))
-            call = Call(request_id, _deadline_s(context), self._tenant(context))
-            rpc = Rpc(call, context, self._write_stall_s)
+                return await method(await receive(context), Rpc(Call(request_id), context, self._write_stall_s))
+            # Who may not ask is not listened to.
+            tenant = self._tenant(context)
+            rpc = Rpc(Call(request_id, _deadline_s(context), tenant), context, self._write_stall_s)
+            request = await receive(context)
             with self._counted():
                 return await method(request, rpc)
         except Llama31Error as error:
@@ -203,12 +225,10 @@ def _is_cancelled() -> bool:
 
 
 def _request_id(context: Context) -> str:
-    """The caller's id, or "" if it gave none."""
+    """The caller's id; "" if it gave none that may stand in a log: the answer's headers tell which one holds."""
     for key, value in context.invocation_metadata() or ():
-        if key == REQUEST_ID_KEY:
-            if isinstance(value, str) and _REQUEST_ID.fullmatch(value):
-                return value
-            raise InvalidRequest(REQUEST_ID_KEY, "must have 1 to 128 of the characters A-Z a-z 0-9 . _ -")
+        if key == REQUEST_ID_KEY and isinstance(value, str) and _REQUEST_ID.fullmatch(value):
+            return value
     return ""
 
 

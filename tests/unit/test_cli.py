@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import signal
 import socket
 import time
@@ -35,6 +36,7 @@ def machine(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
         signal.signal(number, handler)
 
 
+FREE_PORTS = ("--port", "0", "--http-port", "0", "--metrics-port", "0")
 Captured = pytest.CaptureFixture[str]
 
 
@@ -53,6 +55,7 @@ Captured = pytest.CaptureFixture[str]
         (["keys", "new"], "TENANT"),
         (["weights", "check"], "directory"),
         (["chat", "--temperature", "hot"], "invalid float value: 'hot'"),
+        (["serve", "--http-port", "closed"], "--http-port: invalid"),
         (["status", "--port", "x"], "invalid int value: 'x'"),
     ],
 )
@@ -89,6 +92,7 @@ def refusal(arguments: list[str], capsys: Captured) -> str:
         (["serve", "--check", "--config", "8b", "--plan", "tp64"], "32 query heads do not divide by 64"),
         (["serve", "--check", "--replicas", "0"], "replicas: Input should be greater than or equal to 1"),
         (["serve", "--check", "--port", "65536"], "ingress.port: Input should be less than or equal to 65535"),
+        (["serve", "--check", "--http-port", "65536"], "ingress.http_port"),
         (["serve", "--check", "--metrics-port", "-1"], "ingress.metrics_port"),
         (["demo", "--plan", "tp3"], "cannot be split as tp3"),
         (["weights", "check", "/nowhere"], "/nowhere"),
@@ -142,7 +146,7 @@ def test_check_takes_the_options(capsys: Captured) -> None:
 def test_serve_refuses_with_the_words_of_check(capsys: Captured) -> None:
     main(["serve", "--config", "405b-bf16", "--check"])
     (cluster,) = (line for line in capsys.readouterr().out.splitlines() if line.startswith("cluster"))
-    error = refusal(["serve", "--config", "405b-bf16", "--port", "0", "--metrics-port", "0"], capsys)
+    error = refusal(["serve", "--config", "405b-bf16", *FREE_PORTS], capsys)
     assert error == f"llama31: {cluster.split(maxsplit=1)[1]}\n"
 
 
@@ -154,12 +158,12 @@ def test_serve_refuses_what_no_gpu_could_hold(tmp_path: Path, capsys: Captured) 
     assert "refused    a rank needs 94.5 GiB for weights" in capsys.readouterr().out
 
 
-@pytest.mark.parametrize("option", ["--port", "--metrics-port"])
+@pytest.mark.parametrize("option", ["--port", "--http-port", "--metrics-port"])
 def test_a_port_in_use_is_named_with_its_option(option: str, capsys: Captured) -> None:
-    other = {"--port": "--metrics-port", "--metrics-port": "--port"}[option]
     with socket.create_server(("127.0.0.1", 0)) as taken:
         port = taken.getsockname()[1]
-        arguments = ["serve", "--weights", "dummy", option, str(port), other, "0"]
+        # The last of two equal options holds.
+        arguments = ["serve", "--weights", "dummy", *FREE_PORTS, option, str(port)]
         error = refusal(arguments, capsys)
     expected = f"127.0.0.1:{port} is in use; stop that process or choose another port with {option}"
     assert error == f"llama31: {expected}\n"
@@ -198,6 +202,11 @@ def test_clients_to_copy_name_the_address() -> None:
     address = ServiceAddress(1, "smollm2-135m", "127.0.0.1:9000", "", "http://127.0.0.1:8265", "", "secret")
     text = commands.how_to_connect(address)
     assert text.count("127.0.0.1:9000") == 4
+    assert "HTTP       off" in text
+    assert "curl" not in text.replace("grpcurl", "")
+    web = commands.how_to_connect(dataclasses.replace(address, http="http://127.0.0.1:8000"))
+    assert "curl -N http://127.0.0.1:8000/v1/chat/completions" in web
+    assert "HTTP       http://127.0.0.1:8000" in web
     for part in ("grpcurl -plaintext", '"model": "smollm2-135m"', "llama31 chat --address", "metrics    off", "secret"):
         assert part in text
 

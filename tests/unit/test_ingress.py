@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import re
 import socket
 import sys
 import time
@@ -221,10 +222,12 @@ async def test_an_answer_without_end_is_an_error(door: Door) -> None:
 
 
 @pytest.mark.parametrize("request_id", ["", "a" * 129, "a b", "a%0d%0aforged", "x/y"])
-async def test_bad_request_id(door: Door, request_id: str) -> None:
-    error, _, field = await failure_of(door.ask(CHAT, chat_bytes(), metadata=(("x-request-id", request_id),)))
-    assert (error.code(), field) == (INVALID, "x-request-id")
-    assert not door.gateway.calls
+async def test_a_bad_request_id_is_replaced(door: Door, request_id: str) -> None:
+    call = door.stream(STREAM_CHAT, chat_bytes(), metadata=(("x-request-id", request_id),))
+    assert [data async for data in call]
+    told = dict(await call.initial_metadata())["x-request-id"]
+    assert told == door.gateway.calls[0].request_id
+    assert re.fullmatch(r"[0-9a-f]{32}", told)
 
 
 async def test_deadline_reaches_the_gateway(door: Door) -> None:
@@ -281,9 +284,29 @@ async def test_a_client_that_never_reads_is_dropped() -> None:
     await soon(gateway.closed.acquire())
     with pytest.raises(grpc.aio.AioRpcError, match="slow consumer") as caught:
         [_ async for _ in answers]
-    assert caught.value.code() is grpc.StatusCode.CANCELLED
     await door.channel.close()
     await ingress.stop()
+    assert caught.value.code() is grpc.StatusCode.RESOURCE_EXHAUSTED
+
+
+@pytest.mark.parametrize("path", [CHAT, STREAM_CHAT, CHECK])
+async def test_a_request_that_never_comes_is_not_waited_for(path: str) -> None:
+    """The call has its status in time, and a drain does not wait for it."""
+    ingress = GrpcIngress(ScriptedGateway(), IngressSettings(port=0, request_wait_s=0.1))
+    port = await ingress.start()
+    async with grpc.aio.insecure_channel(f"127.0.0.1:{port}") as channel:
+        call = channel.stream_unary(path)()
+        draining = asyncio.create_task(ingress.drain(5))
+        with pytest.raises(grpc.aio.AioRpcError, match="request not received") as caught:
+            await soon(call)
+        assert caught.value.code() is grpc.StatusCode.DEADLINE_EXCEEDED
+        assert await soon(draining, 0.05)
+    await ingress.stop()
+
+
+async def test_a_call_without_a_request_is_refused(door: Door) -> None:
+    error, info, _ = await failure_of(door.channel.stream_unary(CHAT)(iter([]), timeout=5))
+    assert (error.code(), info.reason) == (INVALID, "MALFORMED_MESSAGE")
 
 
 H2_SETTINGS, H2_PING, H2_GOAWAY = 4, 6, 7

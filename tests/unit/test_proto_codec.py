@@ -50,7 +50,10 @@ def message(**changes: object) -> dict[str, object]:
 INVALID_SPECS: list[tuple[dict[str, object], str]] = [
     ({"model": ""}, "spec.model"),
     ({"messages": []}, "spec.messages"),
-    ({"messages": [USER] * 10_001}, "spec.messages"),
+    ({"messages": [USER] * 1025}, "spec.messages"),
+    ({"messages": [USER, {**USER, "role": "ROLE_SYSTEM"}]}, "spec.messages[1].role"),
+    ({"messages": [USER, {**USER, "role": "ROLE_ASSISTANT"}]}, "spec.messages"),
+    (message(parts=[{"text": ""}, {"text": ""}]), "spec.messages[0].parts[0].text"),
     (message(role="ROLE_UNSPECIFIED"), "spec.messages[0].role"),
     (message(role=99), "spec.messages[0].role"),
     ({"messages": [USER, {**USER, "role": 77}]}, "spec.messages[1].role"),
@@ -97,10 +100,11 @@ INVALID_OPTIONS: list[tuple[dict[str, object], str]] = [
     ({"returns": {"logprobs": True, "top_logprobs": 21}}, "spec.returns.top_logprobs"),
     ({"returns": {"top_logprobs": 1}}, "spec.returns.top_logprobs"),
     ({"returns": {"max_coalesce": "-1s"}}, "spec.returns.max_coalesce"),
+    ({"returns": {"prompt_top_logprobs": 1}}, "spec.returns.prompt_top_logprobs"),
+    ({"sampling": {"num_choices": 129}}, "spec.sampling.num_choices"),
 ]
 UNSUPPORTED_OPTIONS: list[tuple[dict[str, object], str]] = [
     ({"continuation": {"response_id": "r"}}, "spec.continuation"),
-    ({"returns": {"prompt_top_logprobs": 1}}, "spec.returns.prompt_top_logprobs"),
     ({"returns": {"max_coalesce": "0.02s"}}, "spec.returns.max_coalesce"),
     ({"service": {"labels": {"a": "b"}}}, "spec.service.labels"),
 ]
@@ -179,7 +183,7 @@ def test_accepted_options(
         *[({**COMPLETION, **spec}, InvalidRequest, field) for spec, field in INVALID_OPTIONS],
         *[({**COMPLETION, **spec}, Unsupported, field) for spec, field in UNSUPPORTED_OPTIONS],
         ({"text": "hi"}, InvalidRequest, "spec.model"),
-        ({"model": "m"}, InvalidRequest, "spec.prompt"),
+        ({"model": "m"}, InvalidRequest, "spec.text"),
         ({"model": "m", "tokens": {}}, InvalidRequest, "spec.tokens.ids"),
         ({"model": "m", "tokens": {"ids": [1, 2**31]}}, InvalidRequest, "spec.tokens.ids[1]"),
     ],
@@ -200,15 +204,15 @@ def test_completion_prompts() -> None:
 def test_messages_are_carried_over() -> None:
     turns = [
         {"role": "ROLE_SYSTEM", "parts": [{"text": "be "}, {"text": "brief"}]},
-        {"role": "ROLE_USER", "parts": [{"text": ""}]},
-        {"role": "ROLE_ASSISTANT", "parts": [{"text": "<|eot_id|>"}]},
+        {"role": "ROLE_ASSISTANT", "parts": [{"text": ""}]},
+        {"role": "ROLE_USER", "parts": [{"text": ""}, {"text": "<|eot_id|>"}]},
     ]
     request = proto_codec.decode_stream_chat(stream_chat({"messages": turns, "date": "26 Jul 2024"}))
     assert request.date == "26 Jul 2024"
     assert request.messages == (
         chat.Message(chat.Role.SYSTEM, "be brief"),
-        chat.Message(chat.Role.USER, ""),
-        chat.Message(chat.Role.ASSISTANT, "<|eot_id|>"),
+        chat.Message(chat.Role.ASSISTANT, ""),
+        chat.Message(chat.Role.USER, "<|eot_id|>"),
     )
 
 

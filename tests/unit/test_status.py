@@ -67,7 +67,7 @@ def details_of(status: status_pb2.Status) -> dict[str, Message]:
 
 
 def test_table_has_exactly_the_classes_that_are_raised() -> None:
-    assert set(STATUS_TABLE) == {*leaf_classes(), errors.InvalidRequest}
+    assert set(STATUS_TABLE) == {*leaf_classes(), errors.InvalidRequest, errors.Unsupported}
 
 
 @pytest.mark.parametrize("kind", leaf_classes())
