@@ -52,8 +52,9 @@ protos: setup  ## write the gRPC stubs anew
 	@echo "wrote $(STUB_DIRS)"
 
 docs: setup  ## write the generated pages of docs/ anew
-	@$(BIN)/python -m deployments.ingress.error_page > docs/errors.md
-	@$(BIN)/python -m deployments.metrics_page > docs/metrics.md
+	@mkdir -p build
+	@$(BIN)/python -m deployments.ingress.error_page > build/page.md && mv build/page.md docs/errors.md
+	@$(BIN)/python -m deployments.metrics_page > build/page.md && mv build/page.md docs/metrics.md
 
 release-api: setup  ## promise the present API: from now on it may only grow
 	@$(BIN)/buf build protos --exclude-path protos/llama31/worker --exclude-source-info -o $(RELEASED_API)
