@@ -85,7 +85,7 @@ def test_example(example: Example, server: Addresses) -> None:
 
 @pytest.mark.parametrize("example", examples(PAGE), ids=lambda example: example.section)
 def test_example_is_short(example: Example) -> None:
-    assert len(example.code.splitlines()) <= 15
+    assert sum(bool(line) for line in example.code.splitlines()) <= 15
 
 
 def test_limits_are_those_of_the_code() -> None:
