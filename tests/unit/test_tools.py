@@ -197,13 +197,11 @@ def test_what_is_encoded_is_counted() -> None:
 CONTENT = st.text(max_size=12) | st.just(ATTACK)
 ARGUMENTS = st.dictionaries(CONTENT | st.just("query") | st.just("code"), CONTENT, max_size=2).map(json.dumps)
 NAMES = st.sampled_from(["f", "brave_search", "code_interpreter", ATTACK])
-MESSAGES = st.builds(
-    Message,
-    role=st.sampled_from(Role),
-    content=CONTENT,
-    tool_calls=st.lists(st.builds(ToolCall, id=CONTENT, name=NAMES, arguments_json=ARGUMENTS), max_size=2).map(tuple),
-    tool_call_id=CONTENT,
-    is_error=st.booleans(),
+CALLS = st.lists(st.builds(ToolCall, id=CONTENT, name=NAMES, arguments_json=ARGUMENTS), max_size=2).map(tuple)
+MESSAGES = st.one_of(
+    st.builds(Message, st.sampled_from((Role.SYSTEM, Role.USER)), CONTENT),
+    st.builds(Message, st.just(Role.ASSISTANT), CONTENT, CALLS),
+    st.builds(Message, st.just(Role.TOOL), CONTENT, tool_call_id=CONTENT, is_error=st.booleans()),
 )
 FUNCTIONS = st.builds(
     FunctionTool,
