@@ -27,7 +27,6 @@ from llama31.v1 import completion_service_pb2 as completion_pb
 from llama31.v1 import model_service_pb2 as model_pb
 
 MAX_DATE_BYTES = 64
-MAX_CHOICES = 16
 MAX_ITEM_ID_BYTES = 128
 
 # Where a caller finds what `limits` speaks of.
@@ -192,7 +191,7 @@ def _options(spec: chat_pb.ChatSpec | completion_pb.CompletionSpec) -> chat.Gene
         stop=_stop(spec.stop),
         returns=_returns(spec.returns),
         constraint=_constraint(spec),
-        num_choices=_num_choices(spec.sampling),
+        num_choices=spec.sampling.num_choices if spec.sampling.HasField("num_choices") else 1,
         priority=priority,
         affinity_key=service.affinity_key,
     )
@@ -204,13 +203,6 @@ def _sampling(options: common_pb.SamplingOptions) -> chat.SamplingChoices:
         **{name: getattr(options, name) for name in _SAMPLING if options.HasField(name)},
         logit_bias=MappingProxyType(dict(options.logit_bias)),
     )
-
-
-def _num_choices(options: common_pb.SamplingOptions) -> int:
-    if not options.HasField("num_choices"):
-        return 1
-    _check(1 <= options.num_choices <= MAX_CHOICES, "spec.sampling.num_choices", f"must be 1 to {MAX_CHOICES}")
-    return options.num_choices
 
 
 def _constraint(spec: chat_pb.ChatSpec | completion_pb.CompletionSpec) -> chat.Constraint | None:

@@ -2,21 +2,14 @@
 
 from __future__ import annotations
 
-import json
-import re
 from collections.abc import Iterable, Sequence
 
-from deployments.ingress.constraints import check_schema
+from deployments.ingress.limits import MAX_TOOLS, check_call, check_tools
 from llama31 import chat
 from llama31.errors import InvalidRequest
 from llama31.tools import tool_name
 from llama31.v1 import chat_service_pb2 as chat_pb
 
-MAX_TOOLS = 128
-MAX_DESCRIPTION_CHARS = 16 * 1024
-
-_NAME = re.compile(r"[A-Za-z0-9_-]{1,64}")
-_NAME_FORM = "must be 1 to 64 letters, digits, underscores or hyphens"
 _ROLES = {
     chat_pb.ROLE_SYSTEM: chat.Role.SYSTEM,
     chat_pb.ROLE_USER: chat.Role.USER,
@@ -48,12 +41,8 @@ def decode_tool_use(
 ) -> tuple[tuple[chat.Tool, ...], chat.ToolPolicy, chat.ToolPromptFormat]:
     """Which tools there are, whether they must be called, and how they are described. Raises: InvalidRequest."""
     _require(len(spec.tools) <= MAX_TOOLS, "spec.tools", f"must hold at most {MAX_TOOLS} tools")
-    tools: list[chat.Tool] = []
-    for i, described in enumerate(spec.tools):
-        tool = _tool(described, f"spec.tools[{i}]")
-        is_new = tool_name(tool) not in map(tool_name, tools)
-        _require(is_new, f"spec.tools[{i}].name", "is the name of an earlier tool")
-        tools.append(tool)
+    tools = [_tool(tool, f"spec.tools[{i}]") for i, tool in enumerate(spec.tools)]
+    check_tools(tools, "spec.tools", "name", "description", "schema_json")
     style = _FORMATS.get(spec.tool_prompt_format)
     if style is None:
         raise InvalidRequest("spec.tool_prompt_format", "is none of the known formats")
@@ -84,13 +73,6 @@ def _tool(tool: chat_pb.Tool, at: str) -> chat.Tool:
         return builtin
     _require(tool.HasField("function"), at, "must have a kind, such as function")
     own = tool.function
-    _require(_NAME.fullmatch(own.name) is not None, f"{at}.name", _NAME_FORM)
-    described = len(own.description) <= MAX_DESCRIPTION_CHARS
-    _require(described, f"{at}.description", f"must have at most {MAX_DESCRIPTION_CHARS} characters")
-    if own.parameters_json_schema:
-        check_schema(own.parameters_json_schema, f"{at}.schema_json")
-        is_object = json.loads(own.parameters_json_schema).get("type", "object") == "object"
-        _require(is_object, f"{at}.schema_json", 'must be of type "object"')
     return chat.FunctionTool(own.name, own.description, own.parameters_json_schema, own.strict)
 
 
@@ -130,13 +112,8 @@ def _message(message: chat_pb.Message, at: str) -> chat.Message:
 
 def _call(call: chat_pb.ToolCall, at: str) -> chat.ToolCall:
     _require(bool(call.id), f"{at}.id", "must be given, so that its result can name it")
-    _require(_NAME.fullmatch(call.name) is not None, f"{at}.name", _NAME_FORM)
-    try:
-        arguments = json.loads(call.arguments_json or "{}")
-    except (ValueError, RecursionError):
-        arguments = None
-    _require(isinstance(arguments, dict), f"{at}.arguments_json", "must be a JSON object")
-    return chat.ToolCall(call.id, call.name, call.arguments_json)
+    found = chat.ToolCall(call.id, call.name, call.arguments_json)
+    return check_call(found, f"{at}.name", f"{at}.arguments_json")
 
 
 def _require(holds: bool, field: str, message: str) -> None:

@@ -20,9 +20,7 @@ from deployments.ingress import (
     constraints,
     http_connection,
     limits,
-    openai_codec,
     proto_codec,
-    proto_tools,
 )
 from deployments.ingress.grpc import IngressSettings
 from deployments.ingress.http import HttpSettings
@@ -43,7 +41,7 @@ LIMITS = {
     "requests in flight in an ingress (configured)": f"{CONFIGURED.max_requests:,}",
     "messages of a dialog": f"{limits.MAX_MESSAGES:,}",
     "tools": f"{limits.MAX_TOOLS}",
-    "description of a tool": f"{proto_tools.MAX_DESCRIPTION_CHARS:,} characters",
+    "description of a tool": f"{limits.MAX_DESCRIPTION_CHARS:,} characters",
     "JSON schema": f"{constraints.MAX_SCHEMA_BYTES >> 10} KiB",
     "nesting of a schema": f"{constraints.MAX_SCHEMA_NESTING} levels",
     "values of an `enum`, or of `one_of`": f"{constraints.MAX_ENUM_VALUES}",
@@ -55,9 +53,7 @@ LIMITS = {
     "`stop_token_ids`": f"{limits.MAX_STOP_TOKEN_IDS}",
     "`logit_bias`": f"{limits.MAX_LOGIT_BIAS_ENTRIES}",
     "`top_logprobs`": f"{limits.MAX_TOP_LOGPROBS}",
-    "`num_choices` (gRPC)": f"{proto_codec.MAX_CHOICES}",
-    "`n` times prompts (HTTP)": f"{limits.MAX_CHOICES}",
-    "prompts of one `/v1/completions`": f"{openai_codec.MAX_PROMPTS}",
+    "`num_choices`; `n` times prompts over HTTP": f"{limits.MAX_CHOICES}",
     "items of a `CompleteMany` at once": f"{complete_many.MAX_ITEMS_IN_FLIGHT}",
     "`item_id`": f"{proto_codec.MAX_ITEM_ID_BYTES} bytes",
     "`date`": f"{proto_codec.MAX_DATE_BYTES} bytes",
@@ -66,6 +62,25 @@ LIMITS = {
     "time until a call's request has come": f"{GRPC.request_wait_s:g} s",
     "time that a reader may not read": f"{GRPC.write_stall_s:g} s",
 }
+
+# What the comments of the protos say of them.
+PHRASES = (
+    f"1 to {limits.MAX_MESSAGES:,} turns",
+    f"1 to {limits.MAX_CHOICES} (default 1)",
+    f"at most {limits.MAX_LOGIT_BIAS_ENTRIES} entries",
+    f"At most {limits.MAX_STOP_SEQUENCES} texts of 1 to {limits.MAX_STOP_SEQUENCE_BYTES} bytes",
+    f"At most {limits.MAX_STOP_TOKEN_IDS} token ids",
+    f"0 to {limits.MAX_TOP_LOGPROBS} (default 0)",
+    f"at most {constraints.MAX_SCHEMA_BYTES >> 10} KiB, {constraints.MAX_SCHEMA_NESTING} levels",
+    f"{constraints.MAX_ENUM_VALUES} values in an enum, bounds of at most {constraints.MAX_REPEATS:,})",
+    f"at most {constraints.MAX_REGEX_BYTES >> 10} KiB. Linear-time",
+    f"grammar of at most {constraints.MAX_GRAMMAR_BYTES >> 10} KiB",
+    f"1 to {constraints.MAX_ENUM_VALUES} texts, none empty, at most {constraints.MAX_CHOICE_BYTES >> 10} KiB in all",
+    f"At most {limits.MAX_AFFINITY_KEY_BYTES} bytes",
+    f"At most {complete_many.MAX_ITEMS_IN_FLIGHT} run at once per call",
+    f"1 to {proto_codec.MAX_ITEM_ID_BYTES} bytes, unique",
+    f"at most {proto_codec.MAX_DATE_BYTES} bytes, such as",
+)
 
 
 @pytest.fixture(scope="module")
@@ -90,7 +105,13 @@ def test_example_is_short(example: Example) -> None:
 
 def test_limits_are_those_of_the_code() -> None:
     assert table(PAGE, "Limits") == LIMITS
-    assert (limits.MAX_TOOLS, GRPC.write_stall_s) == (proto_tools.MAX_TOOLS, HTTP.write_stall_s)
+    assert GRPC.write_stall_s == HTTP.write_stall_s
+
+
+@pytest.mark.parametrize("phrase", PHRASES)
+def test_the_protos_say_the_same(phrase: str) -> None:
+    text = "".join(path.read_text() for path in (ROOT / "protos" / "llama31" / "v1").glob("*.proto"))
+    assert phrase in " ".join(text.replace("//", "").split())
 
 
 def run_python(code: str) -> str:
