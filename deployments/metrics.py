@@ -49,7 +49,7 @@ METRICS: Mapping[str, Metric] = MappingProxyType(
                 ("model", "method", "outcome"),
                 "requests",
                 "Requests that ended, by finish reason or error reason.",
-                "An error outcome that grows: look up its reason in llama31/errors.py.",
+                "An error outcome that grows: look up its reason in docs/errors.md.",
             ),
             Metric(
                 "llama31_streams_open",
