@@ -1,0 +1,51 @@
+"""Where is another answer better than the catalogue's, and why?"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+
+@dataclass(frozen=True)
+class Deviation:
+    """`expect` replaces keys of the catalogue's expectation; None takes one out."""
+
+    case: str
+    channel: str
+    answer: str
+    why: str
+    expect: Mapping[str, Any] = field(default_factory=dict)
+
+
+DEVIATIONS: tuple[Deviation, ...] = (
+    Deviation(
+        "T019",
+        "grpc",
+        "The connection stays open; other connections are served meanwhile.",
+        "gRPC's core counts neither resets nor connections. A reset stream costs it little and no engine work "
+        "begins, because the request never came. Closing such connections is the front proxy's part: Envoy "
+        "with `max_concurrent_streams` and `premature_reset_total_stream_count`, or HAProxy 2.9 or later with "
+        "`tune.h2.fe.glitches-threshold`.",
+        {"status": ["OPEN", "CONNECTION_CLOSED", "GOAWAY"]},
+    ),
+    Deviation(
+        "T019",
+        "http",
+        "Not applicable.",
+        "The HTTP door speaks HTTP/1.1, which has no streams to reset.",
+        {"status": "not applicable"},
+    ),
+)
+
+
+def deviation(case_id: str, channel: str) -> Deviation | None:
+    """The row of that case on that channel."""
+    return next((row for row in DEVIATIONS if (row.case, row.channel) == (case_id, channel)), None)
+
+
+def expectation(case_id: str, channel: str, catalogue: Mapping[str, Any]) -> dict[str, Any]:
+    """What is expected here: the catalogue's answer, or ours where it deviates."""
+    row = deviation(case_id, channel)
+    merged = {**catalogue, **(row.expect if row else {})}
+    return {name: value for name, value in merged.items() if value is not None}
