@@ -18,6 +18,7 @@ from llama31.errors import ConfigInvalid, Llama31Error
 
 EXIT_ERROR = 1
 EXIT_INTERRUPTED = 130
+OFF = "off"
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -56,6 +57,9 @@ def _add_service_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--replicas", type=int, metavar="N", help="engine replicas")
     parser.add_argument("--host", help="address to listen on (default: 127.0.0.1); others need --tenants and --tls-*")
     parser.add_argument("--port", type=int, help="gRPC port, 0 for a free one (default: 9000)")
+    parser.add_argument(
+        "--http-port", type=_port_or_off, metavar="PORT", help="OpenAI API and status page, or 'off' (default: 8000)"
+    )
     parser.add_argument("--tenants", metavar="FILE", help="ask for API keys, of the tenants in this file")
     parser.add_argument("--tls-cert", metavar="FILE", help="speak TLS with this certificate chain (PEM)")
     parser.add_argument("--tls-key", metavar="FILE", help="its key (PEM)")
@@ -86,7 +90,13 @@ def _service_config(options: argparse.Namespace) -> ServiceConfig:
         "engine.checkpoint": options.checkpoint,
     }
     overrides = {path: value for path, value in chosen.items() if value is not None}
+    if options.http_port is not None:
+        overrides["ingress.http_port"] = None if options.http_port == OFF else options.http_port
     return load_config(options.config, overrides)
+
+
+def _port_or_off(text: str) -> int | str:
+    return OFF if text == OFF else int(text)
 
 
 def _add_serve(parser: argparse.ArgumentParser) -> None:
@@ -147,6 +157,7 @@ def _demo(options: argparse.Namespace) -> int:
     overrides = {
         "plan": options.plan,
         "ingress.port": 0,
+        "ingress.http_port": None,
         "ingress.metrics_port": 0,
         "local_cluster.dashboard_port": 0,
     }

@@ -63,7 +63,7 @@ def present_cluster(config: ServiceConfig, ray_address: str) -> Topology:
 
 
 def how_to_connect(address: service.ServiceAddress) -> str:
-    """What `serve` prints once it is ready: addresses and three clients to copy."""
+    """What `serve` prints once it is ready: addresses and clients to copy."""
     message = {"role": "ROLE_USER", "parts": [{"text": "Hello"}]}
     request = json.dumps({"spec": {"model": address.model, "messages": [message]}})
     plain, ask = ("" if address.tls else "-plaintext "), ""
@@ -78,16 +78,27 @@ def how_to_connect(address: service.ServiceAddress) -> str:
     return f"""
 ready
   gRPC       {address.grpc}
+  HTTP       {f"{address.http}  (status page; OpenAI API under /v1)" if address.http else "off"}
   metrics    {address.metrics or "off"}
   dashboard  {dashboard}
 
-grpcurl {plain}{ask}-d '{request}' {address.grpc} llama31.v1.ChatService/StreamChat
+{_curl(address)}grpcurl {plain}{ask}-d '{request}' {address.grpc} llama31.v1.ChatService/StreamChat
 
 python -c '{tls_import}from deployments.client import connect; print({python}).chat("Hello").text())'
 
 {chat} Hello
 
 Ctrl-C stops."""
+
+
+def _curl(address: service.ServiceAddress) -> str:
+    if not address.http:
+        return ""
+    request = json.dumps({"model": address.model, "messages": [{"role": "user", "content": "Hello"}], "stream": True})
+    trust = "--cacert CA.pem " if address.tls else ""
+    key = '-H "authorization: Bearer $KEY" ' if address.asks_for_key else ""
+    header = "-H 'content-type: application/json'"
+    return f"curl -N {trust}{key}{address.http}/v1/chat/completions {header} -d '{request}'\n\n"
 
 
 @dataclass(frozen=True, slots=True)
@@ -208,7 +219,8 @@ def running_service(port: int | None = None) -> service.ServiceAddress:
 
 def status_lines(address: service.ServiceAddress) -> Iterator[str]:
     """Addresses, then every replica with its load and the node of every rank."""
-    yield f"gRPC {address.grpc}   metrics {address.metrics or 'off'}   dashboard {address.dashboard or '-'}"
+    doors = f"gRPC {address.grpc}   HTTP {address.http or 'off'}"
+    yield f"{doors}   metrics {address.metrics or 'off'}   dashboard {address.dashboard or '-'}"
     with service.joined(address.ray_address, address.ray_token):
         from deployments.deploy import read_directory
 

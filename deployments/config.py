@@ -101,6 +101,7 @@ class IngressConfig(Section):
 
     host: str = "127.0.0.1"
     port: int = Field(default=9000, ge=0, le=65535)
+    http_port: Annotated[int | None, Field(ge=0, le=65535, description="OpenAI API and status page; null: none")] = 8000
     metrics_host: str = "127.0.0.1"
     metrics_port: int = Field(default=9400, ge=0, le=65535)
     reflection: bool = True

@@ -12,7 +12,7 @@ from typing import TypeVar
 
 from cluster.policy import RequestFeatures, RouterPolicy
 from deployments.answer import Answer
-from deployments.call import Call, ModelState, ModelStatus
+from deployments.call import Call, ModelState, ModelStatus, ReplicaStatus
 from deployments.config import ServiceConfig
 from deployments.fleet import Fleet
 from deployments.metrics import Metrics
@@ -108,6 +108,22 @@ class ServiceGateway:
             ready_replicas=self._fleet.ready_replicas(),
         )
         return (status,)
+
+    def fleet(self) -> tuple[ReplicaStatus, ...]:
+        """What replicas announced, with what their links know."""
+        loads = {snapshot.replica_id: snapshot for snapshot in self._fleet.snapshots()}
+        return tuple(
+            ReplicaStatus(
+                replica_id=record.replica_id,
+                model=record.model,
+                plan=record.plan,
+                phase=record.phase,
+                detail=record.detail,
+                ranks=record.ranks,
+                load=loads.get(record.replica_id),
+            )
+            for record in self._fleet.records()
+        )
 
     def tokenize(self, model: str, text: str, add_special_tokens: bool) -> list[int]:
         """Content only, or as a completion prompt with what the model wants before it."""

@@ -63,6 +63,7 @@ class Tenancy:
         *,
         salt_secret: str = "",
         language_mode: LanguageMode = "off",
+        detector: LanguageDetector | None = None,
         now_s: Callable[[], float] = time.monotonic,
     ) -> None:
         self._metrics = metrics
@@ -71,7 +72,7 @@ class Tenancy:
         self._now_s = now_s
         self._quota = MinuteQuota()
         self._language = LanguagePolicy()
-        self._detector = LanguageDetector()
+        self._detector = detector or LanguageDetector()
         self._accounts: dict[str, _Account] = {}
 
     def cache_salt(self, tenant: Tenant) -> str:

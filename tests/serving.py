@@ -14,7 +14,7 @@ from deployments.deploy import RunningApplication, read_directory
 from deployments.directory import ReplicaRecord
 from llama31.chat import GenerationOptions, ReturnChoices, SamplingChoices, StopChoices
 
-FREE_PORTS = {"ingress.port": 0, "ingress.metrics_port": 0}
+FREE_PORTS = {"ingress.port": 0, "ingress.http_port": 0, "ingress.metrics_port": 0}
 
 
 @contextmanager
@@ -24,7 +24,7 @@ def served(overrides: dict[str, Any], config_name: str = "standin") -> Iterator[
     lines: list[str] = []
     application = RunningApplication(config, lines.append)
     try:
-        yield config, f"127.0.0.1:{application.start()}"
+        yield config, f"127.0.0.1:{application.start().grpc}"
     finally:
         application.stop()
 

@@ -58,7 +58,7 @@ STATUS_TABLE: dict[type[errors.Llama31Error], StatusRow] = {
     errors.PayloadTooLarge: StatusRow(grpc.StatusCode.RESOURCE_EXHAUSTED, 413, False),
     errors.HeadersTooLarge: StatusRow(grpc.StatusCode.RESOURCE_EXHAUSTED, 431, False),
     errors.RequestTimeout: StatusRow(grpc.StatusCode.DEADLINE_EXCEEDED, 408, False),
-    errors.RateLimited: StatusRow(grpc.StatusCode.RESOURCE_EXHAUSTED, 429, True),
+    errors.RateLimited: StatusRow(grpc.StatusCode.RESOURCE_EXHAUSTED, 429, True, "rate_limit_exceeded"),
     errors.QuotaExceeded: StatusRow(grpc.StatusCode.RESOURCE_EXHAUSTED, 429, True),
     errors.ConcurrencyLimit: StatusRow(grpc.StatusCode.RESOURCE_EXHAUSTED, 429, True),
     errors.Overloaded: StatusRow(grpc.StatusCode.RESOURCE_EXHAUSTED, 429, True),

@@ -19,6 +19,7 @@ from deployments.fleet import Fleet
 from deployments.gateway import ServiceGateway
 from deployments.metrics import Metrics
 from deployments.policies.router import LeastTokens
+from deployments.tenancy import Tenancy
 from deployments.worker_server import WorkerServer
 from llama31.codec import ModelCodec
 from llama31.engine import EngineRequest, Limits, Sampling
@@ -133,12 +134,14 @@ async def running_fleet(*scripts: Script) -> AsyncIterator[tuple[Fleet, Director
 
 
 @asynccontextmanager
-async def running_gateway(tokenizer: Tokenizer, *scripts: Script, **overrides: Any) -> AsyncIterator[System]:
+async def running_gateway(
+    tokenizer: Tokenizer, *scripts: Script, tenancy: Tenancy | None = None, **overrides: Any
+) -> AsyncIterator[System]:
     """A gateway over `running_fleet`; `overrides` are keys of the configuration's engine section."""
     codec = ModelCodec(tokenizer, ChatmlPrompt(tokenizer))
     async with running_fleet(*scripts) as (fleet, directory, replicas):
         config = gateway_config(len(scripts), **overrides)
-        gateway = ServiceGateway(config, codec, fleet, LeastTokens(), process_metrics())
+        gateway = ServiceGateway(config, codec, fleet, LeastTokens(), process_metrics(), tenancy)
         yield System(gateway, fleet, directory, replicas)
 
 
