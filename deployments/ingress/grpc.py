@@ -123,9 +123,13 @@ def server_options(settings: IngressSettings) -> list[tuple[str, int]]:
         ("grpc.server_handshake_timeout_ms", round(settings.handshake_s * 1000)),
         # A connection without calls is closed; clients open another with their next call.
         ("grpc.max_connection_idle_ms", round(settings.connection_idle_s * 1000)),
-        # A client may ping while a long prefill sends nothing, at any rate.
-        ("grpc.http2.min_ping_interval_without_data_ms", 10_000),
-        ("grpc.http2.max_ping_strikes", 0),
+        # Above its default of 1,000 calls that we have not seen yet, core cancels some of them without a word:
+        # clients should rather hear from us that there is too much to do.
+        ("grpc.server.max_pending_requests", 4096),
+        ("grpc.server.max_pending_requests_hard_limit", 8192),
+        # A client may ping while a long prefill sends nothing, but not flood: no keepalive is faster than this.
+        ("grpc.http2.min_ping_interval_without_data_ms", 500),
+        ("grpc.http2.max_ping_strikes", 10),
         ("grpc.keepalive_permit_without_calls", 1),
         # Finds dead clients; without `ping_timeout_ms` the answer to a ping may take a minute.
         ("grpc.keepalive_time_ms", round(settings.keepalive_time_s * 1000)),

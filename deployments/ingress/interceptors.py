@@ -246,4 +246,4 @@ async def _abort(context: Context, error: Llama31Error, request_id: str, prompt_
         await context.abort(status_row(error).grpc_code, status.message, trailing_metadata(error, status))
     except grpc.aio.InternalError:
         # The client went away with the status still on its way.
-        raise grpc.aio.AbortError from None
+        raise asyncio.CancelledError from None

@@ -13,16 +13,63 @@ from typing import Any
 DEFAULT_FILE = Path(__file__).resolve().parent.parent / "data" / "bad_inputs" / "cases.jsonl"
 
 REQUEST_KEYS = frozenset(
-    "method service path base set message metadata metadata_list headers body json body_bytes raw_gzip_bomb_mib "
-    "raw_message_hex truncate_last_bytes append_hex compression raw_tcp_hex hold_s h2 h2_initial_window tls listener "
-    "client during repeat concurrent rate timeout_s cancel_after_chunks inject model_output server_capacity "
-    "tenant_rps_limit tenant_tokens_left tenant_concurrency_limit unique_schemas note".split()
+    [
+        "method",
+        "service",
+        "path",
+        "base",
+        "set",
+        "message",
+        "metadata",
+        "metadata_list",
+        "headers",
+        "body",
+        "json",
+        "body_bytes",
+        "raw_gzip_bomb_mib",
+        "raw_message_hex",
+        "truncate_last_bytes",
+        "append_hex",
+        "compression",
+        "raw_tcp_hex",
+        "hold_s",
+        "h2",
+        "h2_initial_window",
+        "tls",
+        "listener",
+        "client",
+        "during",
+        "repeat",
+        "concurrent",
+        "rate",
+        "timeout_s",
+        "cancel_after_chunks",
+        "inject",
+        "model_output",
+        "server_capacity",
+        "tenant_rps_limit",
+        "tenant_tokens_left",
+        "tenant_concurrency_limit",
+        "unique_schemas",
+        "note",
+    ]
 )
 GRPC_KEYS = frozenset(
-    "status detail_contains reason field retry_info must_not_contain check server_check note".split()
+    ["status", "detail_contains", "reason", "field", "retry_info", "must_not_contain", "check", "server_check", "note"]
 )
 HTTP_KEYS = frozenset(
-    "status alt_status error_code param header must_not_header must_not_contain check server_check note".split()
+    [
+        "status",
+        "alt_status",
+        "error_code",
+        "param",
+        "header",
+        "must_not_header",
+        "must_not_contain",
+        "check",
+        "server_check",
+        "note",
+    ]
 )
 
 

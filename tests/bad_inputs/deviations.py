@@ -6,6 +6,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
+NOT_APPLICABLE = "not applicable"
+
 
 @dataclass(frozen=True)
 class Deviation:
@@ -27,14 +29,14 @@ DEVIATIONS: tuple[Deviation, ...] = (
         "begins, because the request never came. Closing such connections is the front proxy's part: Envoy "
         "with `max_concurrent_streams` and `premature_reset_total_stream_count`, or HAProxy 2.9 or later with "
         "`tune.h2.fe.glitches-threshold`.",
-        {"status": ["OPEN", "CONNECTION_CLOSED", "GOAWAY"]},
+        {"status": ["OPEN", "RST_STREAM", "CONNECTION_CLOSED", "GOAWAY"]},
     ),
     Deviation(
         "T019",
         "http",
         "Not applicable.",
         "The HTTP door speaks HTTP/1.1, which has no streams to reset.",
-        {"status": "not applicable"},
+        {"status": NOT_APPLICABLE},
     ),
 )
 

@@ -35,14 +35,40 @@ CHAT = "/llama31.v1.ChatService/Chat"
 # Beyond the server's own short limits: for a slow machine.
 MARGIN_S = 2.0
 H2_KEYS = frozenset(
-    "path frame half_open hold_s streams reset_each ignore_max_concurrent_streams pings settings continuation "
-    "interval_ms headers".split()
+    [
+        "path",
+        "frame",
+        "half_open",
+        "hold_s",
+        "streams",
+        "reset_each",
+        "ignore_max_concurrent_streams",
+        "pings",
+        "settings",
+        "continuation",
+        "interval_ms",
+        "headers",
+    ]
 )
-_STATUS_NAMES = (
-    "OK CANCELLED UNKNOWN INVALID_ARGUMENT DEADLINE_EXCEEDED NOT_FOUND ALREADY_EXISTS PERMISSION_DENIED "
-    "RESOURCE_EXHAUSTED FAILED_PRECONDITION ABORTED OUT_OF_RANGE UNIMPLEMENTED INTERNAL UNAVAILABLE DATA_LOSS "
-    "UNAUTHENTICATED"
-).split()
+_STATUS_NAMES = [
+    "OK",
+    "CANCELLED",
+    "UNKNOWN",
+    "INVALID_ARGUMENT",
+    "DEADLINE_EXCEEDED",
+    "NOT_FOUND",
+    "ALREADY_EXISTS",
+    "PERMISSION_DENIED",
+    "RESOURCE_EXHAUSTED",
+    "FAILED_PRECONDITION",
+    "ABORTED",
+    "OUT_OF_RANGE",
+    "UNIMPLEMENTED",
+    "INTERNAL",
+    "UNAVAILABLE",
+    "DATA_LOSS",
+    "UNAUTHENTICATED",
+]
 
 
 async def speak_tcp(case: Case, server: Server, port: int) -> Seen:
@@ -83,7 +109,9 @@ async def speak_http2(case: Case, server: Server) -> Seen:
         if not plan.get("half_open"):
             await client.send(frame(DATA, END_STREAM, 1, body))
         limit_s = server.settings.request_wait_s + MARGIN_S
-        await client.until(lambda: 1 in client.heard.ended | set(client.heard.resets) or client.heard.is_closed, limit_s)
+        await client.until(
+            lambda: 1 in client.heard.ended | set(client.heard.resets) or client.heard.is_closed, limit_s
+        )
         return _seen(client, 1)
     finally:
         await client.close()

@@ -18,6 +18,8 @@ from deployments.config import ServiceConfig, TlsConfig, parse_config
 from deployments.gateway import ServiceGateway
 from deployments.ingress.auth import KeyDesk
 from deployments.ingress.grpc import GrpcIngress, IngressSettings
+from deployments.ingress.http import HttpIngress, HttpSettings
+from deployments.ingress.status_page import StatusPage
 from deployments.ingress.tls import ServerTls
 from deployments.policies.router import LeastTokens
 from deployments.tenancy import Tenancy
@@ -43,6 +45,7 @@ class Needs:
     step_s: float = 0.001
     max_requests: int = 8192
     max_streams: int = 1024
+    request_wait_s: float = 0.5
     requests_per_minute: int | None = None
     tokens_per_minute: int | None = None
     concurrent_requests: int | None = None
@@ -86,10 +89,11 @@ class Server:
             port=0,
             reflection=needs.reflection,
             write_stall_s=0.5,
-            request_wait_s=0.5,
+            request_wait_s=needs.request_wait_s,
             handshake_s=0.5,
             max_streams_per_connection=needs.max_streams,
         )
+        self.http_settings = HttpSettings(port=0, headers_s=needs.request_wait_s, body_s=1.0, write_stall_s=0.5)
         self.certificates = Certificates(directory) if needs.tls else None
         self.replicas: tuple[Replica, ...] = ()
         self._directory = directory
@@ -99,9 +103,7 @@ class Server:
         """Opens the port."""
         metrics = process_metrics()
         script = Script(answer=self.play.answer, step_s=self.needs.step_s)
-        fleet, _, self.replicas = await self._stack.enter_async_context(
-            running_fleet(*(script,) * self.needs.replicas)
-        )
+        fleet, _, self.replicas = await self._stack.enter_async_context(running_fleet(*(script,) * self.needs.replicas))
         self.constants = self._write_tenants()
         self.desk = KeyDesk(str(self._directory / "tenants.yaml"), metrics)
         tenancy = Tenancy(metrics, salt_secret="bad inputs")
@@ -111,6 +113,11 @@ class Server:
         self.ingress = GrpcIngress(self.gateway, self.settings, self.desk.authenticate, credentials)
         self.port = await self.ingress.start()
         self._stack.push_async_callback(self.ingress.stop)
+        page = StatusPage(self.gateway, (), {})
+        context = tls.http_context() if tls else None
+        self.web = HttpIngress(self.gateway, self.http_settings, page, self.desk.authenticate, context)
+        self.http_port = await self.web.start()
+        self._stack.push_async_callback(self.web.stop)
 
     async def close(self) -> None:
         """Ends everything."""
@@ -132,6 +139,15 @@ class Server:
         """Sequences in all engines."""
         states = [replica.engine.state() for replica in self.replicas]
         return sum(state.running + state.waiting for state in states)
+
+    async def busy_replica(self, tokens: int) -> Replica:
+        """The replica that has put out so many tokens."""
+
+        def busy() -> list[Replica]:
+            return [r for r in self.replicas if r.engine.state().output_tokens_total >= tokens]
+
+        await until(busy)
+        return busy()[0]
 
     async def check_clean(self) -> None:
         """Fails unless the engines let go of everything in time and a good request is answered."""
@@ -169,7 +185,10 @@ class Server:
             }
         }
         (self._directory / "tenants.yaml").write_text(yaml.safe_dump(tree))
-        sizes = {"MAX_MESSAGE_BYTES": self.settings.max_message_bytes, "MAX_TEXT_BYTES": self.settings.max_message_bytes}
+        sizes = {
+            "MAX_MESSAGE_BYTES": self.settings.max_message_bytes,
+            "MAX_TEXT_BYTES": self.settings.max_message_bytes,
+        }
         return {**{f"TENANT_{name}": key.key for name, key in keys.items()}, **sizes}
 
 

@@ -12,7 +12,8 @@ from tests.bad_inputs.server import END_OF_TURN_ID, Needs, Server
 CATALOGUE_MAX_STREAMS = 100
 # Long enough that calls which start together overlap.
 OVERLAP_TOKENS = 200
-SLOW_STEP_S = 0.02
+SLOW_OVERLAP_TOKENS = 5
+SLOW_STEP_S = 0.4
 
 CLIENTS = ("never reads", "SIGKILL after first chunk", "closes after first SSE event")
 _KILLED = re.compile(r"engine killed after (\d+) chunks")
@@ -27,7 +28,8 @@ def needs_of(case: Case) -> Needs:
     if "during" in request:
         changes |= _during(case, request["during"])
     if "server_capacity" in request:
-        changes |= {"max_requests": request["server_capacity"], "step_s": SLOW_STEP_S}
+        # Many clients share this process: their requests come slowly.
+        changes |= {"max_requests": request["server_capacity"], "step_s": SLOW_STEP_S, "request_wait_s": 10.0}
     if request.get("h2", {}).get("ignore_max_concurrent_streams"):
         changes["max_streams"] = CATALOGUE_MAX_STREAMS
     quotas = {
@@ -69,7 +71,8 @@ def prepare(case: Case, server: Server) -> None:
     elif _LONG_ANSWER_KEYS & set(request):
         server.play.is_endless = True
     elif {"repeat", "concurrent"} & set(request) and "tenant_rps_limit" not in request:
-        server.play.ids = (*tokenizer.encode(" hello" * OVERLAP_TOKENS), END_OF_TURN_ID)
+        words = SLOW_OVERLAP_TOKENS if "server_capacity" in request else OVERLAP_TOKENS
+        server.play.ids = (*tokenizer.encode(" hello" * words), END_OF_TURN_ID)
 
 
 _SPECIALS = {"<|python_tag|>": 128010, "<|eom_id|>": 128008, "<|eot_id|>": 128009}
