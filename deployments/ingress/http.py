@@ -65,6 +65,7 @@ class HttpSettings:
     body_s: float = 30.0
     # Longer than the idle time of the usual proxies, so that none of them reuses a connection that is closed.
     keepalive_s: float = 75.0
+    backlog: int = 2048
     write_stall_s: float = 30.0
     drain_s: float = 30.0
     max_body_bytes: int = 16 * 2**20
@@ -106,6 +107,8 @@ class HttpIngress:
                 settings.host,
                 settings.port,
                 reuse_port=settings.so_reuseport,
+                # Clients that all come at once should be refused in words, not by lost packets.
+                backlog=settings.backlog,
                 ssl=self._tls,
                 ssl_handshake_timeout=settings.headers_s if self._tls else None,
             )

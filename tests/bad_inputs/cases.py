@@ -7,70 +7,25 @@ import os
 import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
 DEFAULT_FILE = Path(__file__).resolve().parent.parent / "data" / "bad_inputs" / "cases.jsonl"
 
 REQUEST_KEYS = frozenset(
-    [
-        "method",
-        "service",
-        "path",
-        "base",
-        "set",
-        "message",
-        "metadata",
-        "metadata_list",
-        "headers",
-        "body",
-        "json",
-        "body_bytes",
-        "raw_gzip_bomb_mib",
-        "raw_message_hex",
-        "truncate_last_bytes",
-        "append_hex",
-        "compression",
-        "raw_tcp_hex",
-        "hold_s",
-        "h2",
-        "h2_initial_window",
-        "tls",
-        "listener",
-        "client",
-        "during",
-        "repeat",
-        "concurrent",
-        "rate",
-        "timeout_s",
-        "cancel_after_chunks",
-        "inject",
-        "model_output",
-        "server_capacity",
-        "tenant_rps_limit",
-        "tenant_tokens_left",
-        "tenant_concurrency_limit",
-        "unique_schemas",
-        "note",
-    ]
+    (
+        *("method", "service", "path", "base", "set", "message", "metadata", "metadata_list", "headers"),
+        *("body", "json", "body_bytes", "raw_gzip_bomb_mib", "raw_message_hex", "truncate_last_bytes", "append_hex"),
+        *("compression", "raw_tcp_hex", "hold_s", "h2", "h2_initial_window", "tls", "listener"),
+        *("client", "during", "repeat", "concurrent", "rate", "timeout_s", "cancel_after_chunks", "inject"),
+        *("model_output", "server_capacity", "tenant_rps_limit", "tenant_tokens_left", "tenant_concurrency_limit"),
+        *("unique_schemas", "note"),
+    )
 )
-GRPC_KEYS = frozenset(
-    ["status", "detail_contains", "reason", "field", "retry_info", "must_not_contain", "check", "server_check", "note"]
-)
-HTTP_KEYS = frozenset(
-    [
-        "status",
-        "alt_status",
-        "error_code",
-        "param",
-        "header",
-        "must_not_header",
-        "must_not_contain",
-        "check",
-        "server_check",
-        "note",
-    ]
-)
+_CHECK_KEYS = ("status", "must_not_contain", "check", "server_check", "note")
+GRPC_KEYS = frozenset((*_CHECK_KEYS, "detail_contains", "reason", "field", "retry_info"))
+HTTP_KEYS = frozenset((*_CHECK_KEYS, "alt_status", "error_code", "param", "header", "must_not_header"))
 
 
 class UnknownKey(Exception):
@@ -128,6 +83,11 @@ def _schema_bytes(size: int) -> str:
     return head + "d" * (size - len(head) - len(tail)) + tail
 
 
+def _yaml_bomb() -> str:
+    """Each name stands for two of the one before."""
+    return "a: &a [x,x]\n" + "\n".join(f"{c}: &{c} [*{p},*{p}]" for p, c in pairwise("abcdefgh"))
+
+
 _MACROS: dict[str, Callable[[Any], Any]] = {
     "$repeat": lambda a: a[0] * a[1],
     "$repeat_list": _repeat_list,
@@ -142,7 +102,7 @@ _MACROS: dict[str, Callable[[Any], Any]] = {
     "$schema_enum": lambda n: json.dumps({"type": "string", "enum": [f"value-{i}" for i in range(n)]}),
     "$schema_bytes": _schema_bytes,
     "$alternation": lambda n: "|".join(f"a{i}" for i in range(n)),
-    "$yaml_bomb": lambda _: "a: &a [x,x]\n" + "\n".join(f"{c}: &{c} [*{p},*{p}]" for p, c in zip("abcdefg", "bcdefgh")),
+    "$yaml_bomb": lambda _: _yaml_bomb(),
 }
 
 

@@ -38,6 +38,21 @@ DEVIATIONS: tuple[Deviation, ...] = (
         "The HTTP door speaks HTTP/1.1, which has no streams to reset.",
         {"status": NOT_APPLICABLE},
     ),
+    Deviation(
+        "T008",
+        "http",
+        "415, unsupported_media_type.",
+        "Compressed bodies are refused before anything is inflated, as the catalogue's own note says.",
+        {"status": 415, "error_code": "unsupported_media_type"},
+    ),
+    Deviation(
+        "T025",
+        "http",
+        "The connection is closed.",
+        "A TLS server cannot tell what it is spoken to in plaintext before it would have to answer in plaintext; "
+        "nothing that it could send would reach a client that is set up right.",
+        {"status": "connection closed"},
+    ),
 )
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from itertools import pairwise
 from typing import Any
 
 _STEP = re.compile(r"([^.\[\]]+)|\[(\d+)\]")
@@ -12,7 +13,7 @@ def put(tree: dict[str, Any], path: str, value: Any) -> None:
     """Sets the value, making what is not there on the way."""
     steps: list[str | int] = [name or int(index) for name, index in _STEP.findall(path)]
     here: Any = tree
-    for step, following in zip(steps, steps[1:], strict=False):
+    for step, following in pairwise(steps):
         here = _enter(here, step, [] if isinstance(following, int) else {})
     last = steps[-1]
     if isinstance(here, list):
@@ -42,6 +43,8 @@ _OPENAI_PATHS = (
     (re.compile(r"^sampling\.max_tokens"), "max_tokens"),
     (re.compile(r"^sampling\."), ""),
     (re.compile(r"^prompt\.token_ids"), "prompt"),
+    # OpenAI's response_format has no pattern; this is where vLLM's server takes one.
+    (re.compile(r"^response_format\.(regex|grammar|one_of)"), r"structured_outputs.\1"),
     (re.compile(r"(tools\[\d+\])\.schema_json"), r"\1.function.parameters"),
     (re.compile(r"(tools\[\d+\])\.(name|description)\b"), r"\1.function.\2"),
 )

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import struct
 from collections import Counter
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 
 import hpack
@@ -14,7 +14,15 @@ PREFACE = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n"
 DATA, HEADERS, RST_STREAM, SETTINGS, PING, GOAWAY, WINDOW_UPDATE, CONTINUATION = 0, 1, 3, 4, 6, 7, 8, 9
 END_STREAM, END_HEADERS, ACK = 1, 4, 1
 INITIAL_WINDOW_SIZE = 4
-ERROR_NAMES = {0: "NO_ERROR", 1: "PROTOCOL_ERROR", 7: "REFUSED_STREAM", 8: "CANCEL", 11: "ENHANCE_YOUR_CALM"}
+SETTINGS_LIMIT_S = 5.0
+ERROR_NAMES = {
+    0: "NO_ERROR",
+    1: "PROTOCOL_ERROR",
+    7: "REFUSED_STREAM",
+    8: "CANCEL",
+    2: "INTERNAL_ERROR",
+    11: "ENHANCE_YOUR_CALM",
+}
 
 
 def frame(kind: int, flags: int, stream: int, payload: bytes = b"") -> bytes:
@@ -52,6 +60,7 @@ class Heard:
     pongs: int = 0
     goaway: str = ""
     is_closed: bool = False
+    has_settings: bool = False
 
 
 class Http2Client:
@@ -67,10 +76,11 @@ class Http2Client:
 
     @classmethod
     async def open(cls, port: int, initial_window: int | None = None) -> Http2Client:
-        """Connects and sends the preface."""
+        """Connects, sends the preface and acknowledges the server's settings: its limits then hold."""
         client = cls(*await asyncio.open_connection("127.0.0.1", port))
         settings = b"" if initial_window is None else struct.pack(">HI", INITIAL_WINDOW_SIZE, initial_window)
         await client.send(PREFACE + frame(SETTINGS, 0, 0, settings))
+        await client.until(lambda: client.heard.has_settings or client.heard.is_closed, SETTINGS_LIMIT_S)
         return client
 
     async def send(self, *frames: bytes) -> None:
@@ -81,9 +91,8 @@ class Http2Client:
         except ConnectionError:
             self.heard.is_closed = True
 
-    async def until(self, condition: object, limit_s: float) -> bool:
-        """Whether the condition, a function without arguments, came true in time."""
-        assert callable(condition)
+    async def until(self, condition: Callable[[], object], limit_s: float) -> bool:
+        """Whether the condition came true in time."""
         try:
             async with asyncio.timeout(limit_s):
                 while not condition():
@@ -92,6 +101,10 @@ class Http2Client:
         except TimeoutError:
             return False
         return True
+
+    def is_over(self, stream: int) -> bool:
+        """Whether nothing more can come on this stream."""
+        return stream in self.heard.ended or stream in self.heard.resets or self.heard.is_closed
 
     async def close(self) -> None:
         """Hangs up."""
@@ -125,6 +138,7 @@ class Http2Client:
         elif kind == PING and flags & ACK:
             heard.pongs += 1
         elif kind in (PING, SETTINGS) and not flags & ACK:
+            heard.has_settings |= kind == SETTINGS
             await self.send(frame(kind, ACK, 0, payload if kind == PING else b""))
         if kind in (HEADERS, DATA) and flags & END_STREAM:
             heard.ended.add(stream)

@@ -1,4 +1,4 @@
-"""A client process that is killed while it reads: `python -m tests.bad_inputs.killed_client ADDRESS PATH KEY < message`."""
+"""A client process that is killed while it reads: `python -m ... ADDRESS PATH AUTHORIZATION < message`."""
 
 from __future__ import annotations
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import socket
 import tempfile
 from collections.abc import Sequence
 from contextlib import AsyncExitStack
@@ -32,6 +33,7 @@ from tests.bad_inputs.certificates import Certificates
 
 MODEL = "llama-3.1-8b"
 CLEAN_WITHIN_S = 1.0
+SEND_BUFFER_BYTES = 16 * 2**10
 # Its first character is made of several tokens.
 ANSWER = "\N{MELTING FACE} Hello there."
 END_OF_TURN_ID = 128009
@@ -117,6 +119,8 @@ class Server:
         context = tls.http_context() if tls else None
         self.web = HttpIngress(self.gateway, self.http_settings, page, self.desk.authenticate, context)
         self.http_port = await self.web.start()
+        # Else the kernel takes a whole answer off the server's hands, read or not.
+        self.web._listener.sockets[0].setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, SEND_BUFFER_BYTES)
         self._stack.push_async_callback(self.web.stop)
 
     async def close(self) -> None:
