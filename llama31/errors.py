@@ -1,7 +1,7 @@
 """Which errors exist, what each is called on every channel, and may a client try again?
 
 Llama31Error
-├── RequestError            the caller must change something
+├── RequestError            the caller must change something; a FieldError if one field is to blame
 │   ├── InvalidRequest      a field is malformed or out of range
 │   │   ├── MalformedMessage  the bytes are no message of this type
 │   │   ├── LanguageRefused   the tenant may not use this language here
@@ -49,10 +49,13 @@ from typing import ClassVar
 
 
 class Llama31Error(Exception):
-    """Root of the tree. Every constructor argument reaches `Exception`, so that errors pickle."""
+    """Root of the tree. Every constructor argument reaches `Exception`, so errors pickle; the first one is the text."""
 
     reason: ClassVar[str] = "INTERNAL"
     retryable: ClassVar[bool] = False
+
+    def __str__(self) -> str:
+        return str(self.args[0]) if self.args else ""
 
 
 class RequestError(Llama31Error):
@@ -61,10 +64,8 @@ class RequestError(Llama31Error):
     reason = "INVALID_REQUEST"
 
 
-class InvalidRequest(RequestError):
-    """A field is malformed or out of range; `field` is its path in the request message."""
-
-    reason = "INVALID_FIELD"
+class FieldError(RequestError):
+    """About one field; `field` is its path in the request message."""
 
     def __init__(self, field: str, message: str) -> None:
         super().__init__(field, message)
@@ -73,6 +74,12 @@ class InvalidRequest(RequestError):
 
     def __str__(self) -> str:
         return f"{self.field}: {self.message}"
+
+
+class InvalidRequest(FieldError):
+    """A field is malformed or out of range."""
+
+    reason = "INVALID_FIELD"
 
 
 class MalformedMessage(InvalidRequest):
@@ -125,18 +132,10 @@ class ModelNotFound(RequestError):
         return f"model {self.model!r} is not served here; known: {', '.join(self.known) or 'none'}"
 
 
-class Unsupported(RequestError):
+class Unsupported(FieldError):
     """A field of the API that this server does not offer; never ignored silently."""
 
     reason = "UNSUPPORTED"
-
-    def __init__(self, field: str, message: str) -> None:
-        super().__init__(field, message)
-        self.field = field
-        self.message = message
-
-    def __str__(self) -> str:
-        return f"{self.field}: {self.message}"
 
 
 class UnsupportedContent(Unsupported):
@@ -164,27 +163,16 @@ class Unauthenticated(RequestError):
     reason = "UNAUTHENTICATED"
 
 
-class PermissionDenied(RequestError):
-    """The tenant may not ask for this; `field` is its path in the request message."""
+class PermissionDenied(FieldError):
+    """The tenant may not ask for this."""
 
     reason = "PERMISSION_DENIED"
-
-    def __init__(self, field: str, message: str) -> None:
-        super().__init__(field, message)
-        self.field = field
-        self.message = message
-
-    def __str__(self) -> str:
-        return f"{self.field}: {self.message}"
 
 
 class PathNotFound(RequestError):
     """Nothing is served under this path."""
 
     reason = "NOT_FOUND"
-
-    def __str__(self) -> str:
-        return "nothing is served under this path"
 
 
 class MethodNotAllowed(RequestError):
@@ -211,21 +199,11 @@ class PayloadTooLarge(RequestError):
 
     reason = "PAYLOAD_TOO_LARGE"
 
-    def __init__(self, limit_bytes: int) -> None:
-        super().__init__(limit_bytes)
-        self.limit_bytes = limit_bytes
-
-    def __str__(self) -> str:
-        return f"the body has more than {self.limit_bytes} bytes"
-
 
 class HeadersTooLarge(RequestError):
     """Too many headers, or too long ones."""
 
     reason = "HEADERS_TOO_LARGE"
-
-    def __str__(self) -> str:
-        return "the request has too many headers, or one that is too long"
 
 
 class RequestTimeout(RequestError):
@@ -248,11 +226,7 @@ class LimitReached(RequestError):
 
     def __init__(self, message: str, retry_after_s: float = 1.0) -> None:
         super().__init__(message, retry_after_s)
-        self.message = message
         self.retry_after_s = retry_after_s
-
-    def __str__(self) -> str:
-        return self.message
 
 
 class RateLimited(LimitReached):
@@ -287,11 +261,7 @@ class Overloaded(ServiceError):
 
     def __init__(self, message: str, retry_after_s: float = 1.0) -> None:
         super().__init__(message, retry_after_s)
-        self.message = message
         self.retry_after_s = retry_after_s
-
-    def __str__(self) -> str:
-        return self.message
 
 
 class NoReadyReplica(ServiceError):

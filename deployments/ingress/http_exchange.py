@@ -74,7 +74,7 @@ class Exchange:
         request = self._request
         self._check_media_type()
         if (request.content_length or 0) > self._max_body_bytes:
-            raise PayloadTooLarge(self._max_body_bytes)
+            raise self._too_large()
         if request.headers.get("expect", "").lower() == "100-continue":
             await request.writer.write(b"HTTP/1.1 100 Continue\r\n\r\n")
             # The answer itself has not begun.
@@ -85,7 +85,7 @@ class Exchange:
                 while piece := await request.content.readany():
                     found += piece
                     if len(found) > self._max_body_bytes:
-                        raise PayloadTooLarge(self._max_body_bytes)
+                        raise self._too_large()
         except TimeoutError:
             raise RequestTimeout(self._body_s) from None
         except web.RequestPayloadError:
@@ -170,6 +170,9 @@ class Exchange:
             if self._request.transport is not None:
                 self._request.transport.abort()
             raise ConnectionResetError("slow consumer") from None
+
+    def _too_large(self) -> PayloadTooLarge:
+        return PayloadTooLarge(f"the body has more than {self._max_body_bytes} bytes")
 
     def _check_media_type(self) -> None:
         request = self._request

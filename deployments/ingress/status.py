@@ -130,7 +130,7 @@ def public_text(error: errors.Llama31Error) -> str:
 
 def error_field(error: errors.Llama31Error, prompt_field: str) -> str | None:
     """The request field to blame, if there is one; `prompt_field` is where a prompt that is too long came in."""
-    if isinstance(error, errors.InvalidRequest | errors.Unsupported | errors.PermissionDenied):
+    if isinstance(error, errors.FieldError):
         return _clip(error.field, _MAX_FACT_BYTES)
     if isinstance(error, errors.ContextTooLong):
         return prompt_field

@@ -10,6 +10,7 @@ import base64
 import hashlib
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import cache
 from importlib import resources
 from itertools import groupby
 from typing import Any
@@ -69,14 +70,7 @@ class StatusPage:
         self._gateway = gateway
         self._links = tuple(links)
         self._versions = dict(versions)
-        environment = Environment(
-            loader=PackageLoader("deployments.ingress", "page"),
-            autoescape=True,
-            undefined=StrictUndefined,
-            trim_blocks=True,
-            lstrip_blocks=True,
-        )
-        environment.filters |= {"thousands": "{:,}".format, "node": _short_node}
+        environment = _environment()
         self._whole = environment.get_template("whole.html")
         self._fleet = environment.get_template("fleet.html")
 
@@ -107,6 +101,20 @@ class StatusPage:
 def is_llama(model: ModelStatus) -> bool:
     """Whether these are Meta's weights, and not a stand-in."""
     return model.name.startswith(_LLAMA_PREFIX)
+
+
+@cache
+def _environment() -> Environment:
+    """Compiling the templates takes longer than rendering them a hundred times."""
+    found = Environment(
+        loader=PackageLoader("deployments.ingress", "page"),
+        autoescape=True,
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    found.filters |= {"thousands": "{:,}".format, "node": _short_node}
+    return found
 
 
 def _totals(replicas: Sequence[ReplicaStatus]) -> _Totals:
