@@ -22,7 +22,9 @@ _LONG_ANSWER_KEYS = {"cancel_after_chunks", "client", "during", "h2_initial_wind
 
 def needs_of(case: Case) -> Needs:
     """The server of the case. Raises: UnknownKey."""
-    request, changes = case.request, {}
+    case.check_keys()
+    request = case.request
+    changes: dict[str, Any] = {}
     if "client" in request and request["client"] not in CLIENTS:
         raise UnknownKey(f"{case.id}: the runner does not know the client {request['client']!r}")
     if "during" in request:

@@ -65,7 +65,6 @@ async def judge(
 ) -> None:
     """Plays the case, compares, and leaves a clean server behind."""
     try:
-        case.check_keys()
         server = await servers.get(situations.needs_of(case))
         situations.prepare(case, server)
         lag = asyncio.create_task(loop_lag_s())

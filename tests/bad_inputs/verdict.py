@@ -50,7 +50,7 @@ def _header_faults(seen: Seen, expected: Mapping[str, Any]) -> list[str]:
     headers, found = seen.headers or {}, []
     if "header" in expected:
         name, _, value = expected["header"].partition(":")
-        if value.strip().lower() not in headers.get(name.lower(), "\0").lower():
+        if name.lower() not in headers or value.strip().lower() not in headers[name.lower()].lower():
             found.append(f"header {name} is {headers.get(name.lower())!r}")
     if expected.get("must_not_header", "\0").lower() in headers:
         found.append(f"header {expected['must_not_header']} is there")
