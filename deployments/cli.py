@@ -14,6 +14,7 @@ from pathlib import Path
 from deployments import check, commands
 from deployments.client_access import Tls
 from deployments.config import ServiceConfig, load_config, shipped_configs
+from deployments.weights import prepare_standin_weights, prepare_weights
 from llama31.errors import ConfigInvalid, Llama31Error
 
 EXIT_ERROR = 1
@@ -116,7 +117,7 @@ def _serve(options: argparse.Namespace) -> int:
     stop = threading.Event()
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, lambda *_: _interrupt(stop))
-    commands.prepare_weights_if_ours(config, print)
+    prepare_weights(config, print)
     service = commands.make_service(config, options.address)
     try:
         print(commands.how_to_connect(service.start()), flush=True)
@@ -166,7 +167,7 @@ def _demo(options: argparse.Namespace) -> int:
     def progress(line: str) -> None:
         print(f"[{time.monotonic() - began_s:5.1f} s] {line}", flush=True)
 
-    commands.prepare_weights_if_ours(config, progress)
+    prepare_weights(config, progress)
     service = commands.make_service(config, "", progress)
     try:
         address = service.start()
@@ -246,7 +247,7 @@ def _add_weights(parser: argparse.ArgumentParser) -> None:
 
 
 def _prepare(options: argparse.Namespace) -> int:
-    commands.prepare_standin_weights(print, verify=options.verify)
+    prepare_standin_weights(print, verify=options.verify)
     return 0
 
 

@@ -18,33 +18,19 @@ from cluster.policy import Topology
 from deployments import service
 from deployments.client import BlockingClient, connect
 from deployments.client_access import Tls
-from deployments.config import ServiceConfig, cache_dir
+from deployments.config import ServiceConfig
 from deployments.tenants_file import file_lines, make_key
 from llama31.chat import GenerationOptions, Message, Role, SamplingChoices, StopChoices, Usage
-from llama31.checkpoint import prepare_standin, verify_checkpoint
+from llama31.checkpoint import verify_checkpoint
 from llama31.errors import ClusterRefused, ConfigInvalid, Llama31Error
 
 if TYPE_CHECKING:
     from deployments.directory import ReplicaRecord
 
-STANDIN = "smollm2-135m"
-
 
 def make_service(config: ServiceConfig, ray_address: str, progress: service.Progress = print) -> service.Service:
     """A service that prints its progress."""
     return service.Service(config, progress, ray_address)
-
-
-def prepare_weights_if_ours(config: ServiceConfig, progress: service.Progress) -> None:
-    """The stand-in's weights come with the installation; others must be there already."""
-    engine = config.engine
-    if config.model == STANDIN and engine.checkpoint is None and engine.weights == "checkpoint":
-        prepare_standin_weights(progress)
-
-
-def prepare_standin_weights(progress: service.Progress, verify: bool = False) -> Path:
-    """Converts the packaged weights once. Raises: CheckpointMissing, CheckpointCorrupt."""
-    return prepare_standin(cache_dir() / STANDIN, progress, verify=verify)
 
 
 def check_weights(directory: Path) -> None:

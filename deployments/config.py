@@ -42,7 +42,7 @@ class EngineConfig(Section):
 
     kind: Literal["vllm", "scripted"] = "vllm"
     device: Literal["cuda", "cpu"] = "cuda"
-    checkpoint: Annotated[str | None, Field(description="directory; absent = prepared stand-in")] = None
+    checkpoint: Annotated[str | None, Field(description="directory; absent = a prepared one")] = None
     weights: Literal["checkpoint", "dummy"] = "checkpoint"
     dtype: Literal["bfloat16", "float16", "float32"] = "bfloat16"
     kv_cache_dtype: Literal["auto", "fp8"] = "auto"
@@ -192,9 +192,8 @@ def parse_config(tree: dict[str, Any], source: str) -> ServiceConfig:
     except ValidationError as error:
         raise ConfigInvalid(f"{source} is not a valid configuration:\n  " + fault_lines(error)) from None
     except (ModelNotFound, PlanInvalid) as error:
-        if isinstance(error, PlanInvalid):
-            raise
-        raise ConfigInvalid(f"{source}: {error}") from None
+        kind = PlanInvalid if isinstance(error, PlanInvalid) else ConfigInvalid
+        raise kind(f"{source}: {error}") from None
 
 
 def cache_dir() -> Path:
@@ -218,7 +217,9 @@ def metrics_directory() -> Path:
 
 def checkpoint_dir(config: ServiceConfig) -> Path:
     """The directory with the weights: the configured one, or the prepared one in the cache."""
-    return Path(config.engine.checkpoint) if config.engine.checkpoint else cache_dir() / config.model
+    if config.engine.checkpoint:
+        return Path(config.engine.checkpoint)
+    return cache_dir() / (f"{config.model}-dummy" if config.engine.weights == "dummy" else config.model)
 
 
 def read_yaml(path: str, hint: str = "") -> dict[str, Any]:

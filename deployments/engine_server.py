@@ -25,6 +25,7 @@ from cluster.ray_cluster import bundle_nodes
 from deployments.config import ServiceConfig, checkpoint_dir, metrics_directory
 from deployments.directory import ANNOUNCE_EVERY_S, Phase, ReplicaRecord, open_directory
 from deployments.metrics import Metrics, NodeExporter
+from deployments.weights import prepare_weights
 from deployments.worker_server import WorkerServer
 from llama31.checkpoint import verify_checkpoint
 from llama31.engine import Engine, RankReport
@@ -102,6 +103,8 @@ class EngineServer:
             await self._announce("loading", "a scripted engine")
             await engine.start()
             return engine
+        # This node may be another one than that of the command line.
+        await asyncio.to_thread(prepare_weights, self._config, log.info)
         if config.weights == "checkpoint":
             await asyncio.to_thread(verify_checkpoint, checkpoint_dir(self._config))
         engine = self._make_vllm_engine()

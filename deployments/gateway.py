@@ -7,12 +7,12 @@ import math
 import secrets
 from collections.abc import AsyncGenerator, Sequence
 from contextlib import aclosing
-from dataclasses import dataclass
 from typing import TypeVar
 
 from cluster.policy import RequestFeatures, RouterPolicy
 from deployments.answer import Answer
 from deployments.call import Call, ModelState, ModelStatus, ReplicaStatus
+from deployments.choices import ChoiceRun, Job, interleaved, total_usage
 from deployments.config import ServiceConfig
 from deployments.fleet import Fleet
 from deployments.metrics import Metrics
@@ -23,16 +23,17 @@ from llama31.chat import (
     ChatRequest,
     Completed,
     CompletionRequest,
+    Constraint,
     Event,
-    FinishReason,
     GenerationOptions,
+    JsonSchema,
     Started,
+    ToolMode,
 )
 from llama31.codec import ModelCodec
 from llama31.engine import EngineOutput, EngineRequest, Limits, Sampling
 from llama31.errors import (
     ContextTooLong,
-    DeadlineExceeded,
     DuplicateRequest,
     InternalError,
     InvalidRequest,
@@ -41,26 +42,15 @@ from llama31.errors import (
     NoReadyReplica,
     Overloaded,
     RequestCancelled,
-    StreamInterrupted,
 )
+from llama31.prompt import dialog_chars
+from llama31.tools import offered_tools, required_call_schema
 
 T = TypeVar("T")
 
 # Prompts above this are encoded in a thread, so that one long prompt does not hold up every stream.
 ENCODE_IN_THREAD_CHARS = 20_000
 OVERLOAD_RETRY_S = 1.0
-
-
-@dataclass(frozen=True, slots=True)
-class _Job:
-    """One admitted request, ready for an engine."""
-
-    call: Call
-    options: GenerationOptions
-    request: EngineRequest
-    arrived_s: float
-    is_limited_by_context: bool
-    warnings: tuple[str, ...]
 
 
 class ServiceGateway:
@@ -164,12 +154,12 @@ class ServiceGateway:
             call.tenant.check_options(request.options)
             visit = self._tenancy.enter(call.tenant)
             job = await self._admit(request, call, visit)
-            answer = Answer(self._codec, job.options, self._spec.stop_token_ids, job.is_limited_by_context)
-            async with aclosing(self._generate(job, answer)) as events:
+            answers = [self._answer(request, job, index) for index in range(job.options.num_choices)]
+            async with aclosing(self._generate(job, answers)) as events:
                 async for event in events:
-                    used_tokens = len(job.request.prompt_token_ids) + answer.output_tokens
+                    used_tokens = len(job.request.prompt_token_ids) + sum(a.output_tokens for a in answers)
                     yield event
-            outcome = answer.finish_reason.name
+            outcome = answers[0].finish_reason.name
         except Llama31Error as error:
             outcome = error.reason
             raise
@@ -183,7 +173,15 @@ class ServiceGateway:
             self._metrics.set("llama31_streams_open", len(self._in_flight), model=self._config.model)
             self._metrics.add("llama31_requests_total", model=self._config.model, method=method, outcome=outcome)
 
-    async def _admit(self, request: ChatRequest | CompletionRequest, call: Call, visit: Visit) -> _Job:
+    def _answer(self, request: ChatRequest | CompletionRequest, job: Job, choice: int) -> Answer:
+        parser = None
+        if isinstance(request, ChatRequest):
+            id_seed = f"{job.request.request_id}/{choice}"
+            parser = self._codec.tool_parser(request.tools, request.tool_policy, id_seed)
+        limited = job.is_limited_by_context
+        return Answer(self._codec, job.options, self._spec.stop_token_ids, limited, choice, parser)
+
+    async def _admit(self, request: ChatRequest | CompletionRequest, call: Call, visit: Visit) -> Job:
         """Encodes the prompt, resolves every default and charges the tenant.
 
         Raises: ContextTooLong, InvalidRequest, LanguageRefused, QuotaExceeded.
@@ -206,7 +204,7 @@ class ServiceGateway:
         visit.reserve(len(prompt) + limit_tokens * options.num_choices)
         stop_ids = () if options.stop.ignore_eos else self._spec.stop_token_ids
         returns = options.returns
-        return _Job(
+        return Job(
             call=call,
             options=options,
             arrived_s=arrived_s,
@@ -225,6 +223,7 @@ class ServiceGateway:
                 top_logprobs=returns.top_logprobs if returns.logprobs else None,
                 priority=call.tenant.priority_of(options).value,
                 cache_salt=self._tenancy.cache_salt(call.tenant),
+                constraint=_constraint(request),
             ),
         )
 
@@ -236,9 +235,11 @@ class ServiceGateway:
             if len(request.prompt) <= ENCODE_IN_THREAD_CHARS:
                 return self._codec.prompt.encode_completion(request.prompt)
             return await asyncio.to_thread(self._codec.prompt.encode_completion, request.prompt)
-        if sum(len(message.content) for message in request.messages) <= ENCODE_IN_THREAD_CHARS:
-            return self._codec.prompt.encode_dialog(request.messages, request.date)
-        return await asyncio.to_thread(self._codec.prompt.encode_dialog, request.messages, request.date)
+        offered = offered_tools(request.tools, request.tool_policy)
+        parts = (request.messages, request.date, offered, request.tool_prompt_format)
+        if dialog_chars(request.messages, offered) <= ENCODE_IN_THREAD_CHARS:
+            return self._codec.prompt.encode_dialog(*parts)
+        return await asyncio.to_thread(self._codec.prompt.encode_dialog, *parts)
 
     def _resolve_sampling(self, options: GenerationOptions) -> Sampling:
         """Absent means the model's own default; the seed is drawn here, so that it can be told."""
@@ -255,45 +256,23 @@ class ServiceGateway:
             logit_bias=chosen.logit_bias,
         )
 
-    async def _generate(self, job: _Job, answer: Answer) -> AsyncGenerator[Event, None]:
-        """Streams from a replica. One that is lost before its first token is replaced once."""
-        stream = self._submit(job, attempt=0, avoid=None)
+    async def _generate(self, job: Job, answers: list[Answer]) -> AsyncGenerator[Event, None]:
+        """Streams every choice from its replica."""
+        runs: list[ChoiceRun] = []
         try:
-            yield self._started(job, stream)
-            while not answer.is_done:
-                try:
-                    output = await self._next_output(job, stream, answer)
-                except StreamInterrupted:
-                    # Also a token whose text is still held back has gone into the answer.
-                    if stream.attempt > 0 or answer.first_token_s is not None:
-                        raise
-                    stream.cancel()
-                    stream = self._submit(job, attempt=1, avoid=stream.replica_id)
-                    continue
-                for event in answer.add(output) if output else answer.end(FinishReason.TIME_LIMIT):
+            for index, answer in enumerate(answers):
+                runs.append(ChoiceRun(job, index, answer, self._submit, self._observe))
+            yield self._started(job, runs[0].stream)
+            async with aclosing(interleaved(runs)) as events:
+                async for event in events:
                     yield event
         finally:
-            stream.cancel()
-        self._metrics.add("llama31_prompt_tokens_total", len(job.request.prompt_token_ids), model=self._config.model)
-        self._metrics.add("llama31_output_tokens_total", answer.output_tokens, model=self._config.model)
-        yield Completed(answer.usage(len(job.request.prompt_token_ids), job.arrived_s, _now_s()))
-
-    async def _next_output(self, job: _Job, stream: SequenceStream, answer: Answer) -> EngineOutput | None:
-        """The next output; None when the soft time limit passed. Raises: DeadlineExceeded."""
-        soft_s = job.options.stop.time_limit_s
-        until_soft_s = None if soft_s is None else job.arrived_s + soft_s
-        limits_s = [t for t in (job.call.deadline_s, until_soft_s) if t is not None]
-        try:
-            async with asyncio.timeout_at(min(limits_s, default=None)):
-                output = await stream.next()
-        except TimeoutError:
-            if until_soft_s is not None and _now_s() >= until_soft_s:
-                return None
-            raise DeadlineExceeded("decode" if answer.output_tokens else "prefill") from None
-        if output.error:
-            raise StreamInterrupted(stream.replica_id, answer.output_tokens, output.error)
-        self._observe(answer, output, job.arrived_s)
-        return output
+            for run in runs:
+                run.stream.cancel()
+        usage = total_usage(runs, job, _now_s())
+        self._metrics.add("llama31_prompt_tokens_total", usage.prompt_tokens, model=self._config.model)
+        self._metrics.add("llama31_output_tokens_total", usage.output_tokens, model=self._config.model)
+        yield Completed(usage)
 
     def _observe(self, answer: Answer, output: EngineOutput, arrived_s: float) -> None:
         if not output.tokens.ids:
@@ -307,10 +286,10 @@ class ServiceGateway:
             self._metrics.observe("llama31_inter_token_seconds", gap_s, model=model)
         answer.last_token_s = now_s
 
-    def _submit(self, job: _Job, attempt: int, avoid: str | None) -> SequenceStream:
+    def _submit(self, job: Job, request: EngineRequest, attempt: int, avoid: str | None) -> SequenceStream:
         features = RequestFeatures(
-            prompt_tokens=len(job.request.prompt_token_ids),
-            max_output_tokens=job.request.limits.max_output_tokens,
+            prompt_tokens=len(request.prompt_token_ids),
+            max_output_tokens=request.limits.max_output_tokens,
             affinity_key=job.options.affinity_key,
         )
         candidates = [s for s in self._fleet.snapshots() if s.replica_id != avoid]
@@ -321,9 +300,9 @@ class ServiceGateway:
         if job.call.deadline_s is not None:
             # Rounded up: the replica's timer is the second line, it must not be the first to fire.
             deadline_in_ms = max(1, math.ceil((job.call.deadline_s - _now_s()) * 1000))
-        return self._fleet.link(route.replica_id).submit(job.request, attempt, deadline_in_ms)
+        return self._fleet.link(route.replica_id).submit(request, attempt, deadline_in_ms)
 
-    def _started(self, job: _Job, stream: SequenceStream) -> Started:
+    def _started(self, job: Job, stream: SequenceStream) -> Started:
         prompt = job.request.prompt_token_ids
         return Started(
             response_id=job.request.request_id,
@@ -355,6 +334,16 @@ class ServiceGateway:
         for token in ids:
             if not 0 <= token < self._spec.vocab_size:
                 raise InvalidRequest(field, f"token id {token} is outside the vocabulary of {self._spec.vocab_size}")
+
+
+def _constraint(request: ChatRequest | CompletionRequest) -> Constraint | None:
+    """The caller's own, or the form of a call where one is required."""
+    own = request.options.constraint
+    if not isinstance(request, ChatRequest) or request.tool_policy.mode is not ToolMode.REQUIRED:
+        return own
+    if own is not None:
+        raise InvalidRequest("spec.constraint", "cannot be kept by an answer that must be a tool call; leave one out")
+    return JsonSchema(required_call_schema(request.tools, request.tool_policy))
 
 
 def _or(chosen: T | None, default: T) -> T:

@@ -20,6 +20,7 @@ from deployments.metrics import Metrics, NodeExporter
 from deployments.policies.router import LeastTokens
 from deployments.tenancy import Tenancy
 from deployments.tenant import everybody_is_local
+from deployments.weights import prepare_weights
 from llama31.codec import load_codec
 
 # How long a drain may take beyond the grace for streams: closing sockets, telling the directory.
@@ -48,6 +49,7 @@ class IngressServer:
         directory = metrics_directory()
         actor = open_directory()
         self._fleet = Fleet(lambda seen: actor.watch.remote(seen), cluster_token)
+        await asyncio.to_thread(prepare_weights, config, lambda line: None)
         codec = await asyncio.to_thread(load_codec, config.spec.codec, checkpoint_dir(config))
         ingress, metrics = config.ingress, Metrics()
         tenancy = Tenancy(metrics, salt_secret=cluster_token, language_mode=ingress.language.mode)

@@ -71,7 +71,7 @@ def prepare_standin(target_dir: Path, progress: Progress = print, *, verify: boo
 
 
 def prepare_tiny(target_dir: Path, spec: ModelSpec, progress: Progress = print, *, verify: bool = False) -> Path:
-    """Makes seeded random weights for a small `spec`, with Llama 3.1's tokenizer where it is installed."""
+    """Makes seeded random weights for a small `spec` with Llama 3.1's tokenizer. Raises: CheckpointMissing."""
 
     def build(directory: Path) -> str:
         from llama31 import standin
@@ -79,12 +79,30 @@ def prepare_tiny(target_dir: Path, spec: ModelSpec, progress: Progress = print, 
         progress(f"writing random weights for {spec.name}")
         config = spec.hf_config()
         standin.write_model(directory, config, standin.random_weights(config, _TINY_SEED))
-        tokenizer = packaged_file("llama_models", "llama3/tokenizer.model")
-        if tokenizer is not None:
-            shutil.copyfile(tokenizer, directory / "tokenizer.model")
+        _write_llama31_tokenizer(directory)
         return f"seed {_TINY_SEED}"
 
     return _prepare(target_dir, spec.name, build, progress, verify)
+
+
+def prepare_dummy(target_dir: Path, spec: ModelSpec, progress: Progress = print) -> Path:
+    """Makes what an engine with random weights still reads: config.json and the tokenizer.
+
+    Raises: CheckpointMissing when no installed package holds the tokenizer.
+    """
+
+    def build(directory: Path) -> str:
+        from llama31 import standin
+
+        progress(f"writing the configuration of {spec.name} for random weights")
+        standin.write_json(directory / "config.json", spec.hf_config())
+        if spec.codec == "llama3.1":
+            _write_llama31_tokenizer(directory)
+        else:
+            standin.write_tokenizer(directory, standin.read_gguf(_standin_gguf()[0]))
+        return "no weights"
+
+    return _prepare(target_dir, spec.name, build, progress, verify=False)
 
 
 def verify_checkpoint(directory: Path, *, digests: bool = True) -> None:
@@ -110,6 +128,16 @@ def packaged_file(package: str, relative: str) -> Path | None:
         return None
     path = Path(found.origin).parent / relative
     return path if path.is_file() else None
+
+
+def _write_llama31_tokenizer(directory: Path) -> None:
+    tokenizer = packaged_file("llama_models", "llama3/tokenizer.model")
+    if tokenizer is None:
+        raise CheckpointMissing(
+            "Llama 3.1's tokenizer comes with its checkpoints: name a directory that holds config.json and "
+            "tokenizer.model with --checkpoint, or install it with `pip install --no-deps llama-models==0.3.0`"
+        )
+    shutil.copyfile(tokenizer, directory / "tokenizer.model")
 
 
 def _standin_gguf() -> tuple[Path, str]:

@@ -73,6 +73,6 @@ def ray_cluster() -> Iterator[LocalCluster]:
 @pytest.fixture(scope="session")
 def standin_checkpoint() -> Path:
     """The prepared stand-in, made in the user's cache if it is not there yet."""
-    from deployments.commands import prepare_standin_weights
+    from deployments.weights import prepare_standin_weights
 
     return prepare_standin_weights(lambda line: None)

@@ -4,15 +4,19 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
+
+import grpc
 
 from deployments.client import Client
 from deployments.config import ServiceConfig, load_config
 from deployments.deploy import RunningApplication, read_directory
 from deployments.directory import ReplicaRecord
 from llama31.chat import GenerationOptions, ReturnChoices, SamplingChoices, StopChoices
+from llama31.v1 import completion_service_pb2 as pb
+from llama31.v1 import completion_service_pb2_grpc as pb_grpc
 
 FREE_PORTS = {"ingress.port": 0, "ingress.http_port": 0, "ingress.metrics_port": 0}
 
@@ -27,6 +31,18 @@ def served(overrides: dict[str, Any], config_name: str = "standin") -> Iterator[
         yield config, f"127.0.0.1:{application.start().grpc}"
     finally:
         application.stop()
+
+
+async def greedy_ids(address: str, model: str, prompt: Sequence[int], tokens: int) -> list[int]:
+    """Exactly `tokens` token ids that go on with `prompt`, through the gRPC door."""
+    async with grpc.aio.insecure_channel(address) as channel:
+        spec = pb.CompletionSpec(model=model, tokens=pb.TokenIds(ids=prompt))
+        spec.sampling.temperature = 0
+        spec.stop.max_output_tokens = tokens
+        spec.stop.ignore_eos = True
+        spec.returns.token_ids = True
+        response = await pb_grpc.CompletionServiceStub(channel).Complete(pb.CompleteRequest(spec=spec))
+    return list(response.choices[0].tokens.ids)
 
 
 def greedy(max_tokens: int, **stop: Any) -> GenerationOptions:

@@ -14,6 +14,7 @@ import grpc
 
 from deployments.call import Gateway, ModelStatus
 from deployments.ingress import health, proto_answers, proto_codec, reflection
+from deployments.ingress.complete_many import CompleteMany
 from deployments.ingress.interceptors import Rpc, RpcGuard
 from deployments.tenant import Authenticate, everybody_is_local
 from llama31.chat import Completed, Event, Started
@@ -153,9 +154,7 @@ def _services(gateway: Gateway, guard: RpcGuard) -> dict[str, Handlers]:
         COMPLETION_SERVICE: {
             "Complete": guard.unary(generation.complete),
             "StreamComplete": guard.stream(generation.stream_complete),
-            "CompleteMany": guard.unsupported(
-                "CompleteMany", "is not offered; call Complete or StreamComplete once per prompt"
-            ),
+            "CompleteMany": guard.duplex(CompleteMany(gateway, guard.draining).run),
         },
         MODEL_SERVICE: {
             "ListModels": guard.unary(models.list_models),

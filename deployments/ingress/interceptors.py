@@ -12,9 +12,9 @@ import contextlib
 import logging
 import re
 import uuid
-from collections.abc import Awaitable, Callable, Iterator
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 from dataclasses import dataclass
-from typing import NoReturn, TypeAlias
+from typing import NoReturn, TypeAlias, TypeVar
 
 import grpc
 
@@ -30,7 +30,6 @@ from llama31.errors import (
     RequestCancelled,
     RequestTimeout,
     SlowConsumer,
-    Unsupported,
 )
 
 REQUEST_ID_KEY = "x-request-id"
@@ -43,6 +42,7 @@ _REQUEST_ID = re.compile(r"[A-Za-z0-9._-]{1,128}")
 _LOG = logging.getLogger(__name__)
 
 Context: TypeAlias = "grpc.aio.ServicerContext[bytes, bytes]"
+_Q = TypeVar("_Q")
 
 
 @dataclass(frozen=True, slots=True)
@@ -86,6 +86,7 @@ def _client_gone() -> Iterator[None]:
 
 UnaryMethod: TypeAlias = Callable[[bytes, Rpc], Awaitable[bytes]]
 StreamMethod: TypeAlias = Callable[[bytes, Rpc], Awaitable[None]]
+DuplexMethod: TypeAlias = Callable[[AsyncIterator[bytes], Rpc], Awaitable[None]]
 
 
 class RpcGuard:
@@ -127,14 +128,14 @@ class RpcGuard:
 
         return grpc.stream_stream_rpc_method_handler(handle)
 
-    def unsupported(self, field: str, message: str) -> grpc.RpcMethodHandler[bytes, bytes]:
-        """A handler that refuses a stream of requests before it reads any."""
+    def duplex(self, method: DuplexMethod) -> grpc.RpcMethodHandler[bytes, bytes]:
+        """A handler for a stream of requests and a stream of answers."""
 
-        async def refuse(request: bytes, rpc: Rpc) -> None:
-            raise Unsupported(field, message)
+        async def handle(requests: AsyncIterator[bytes], context: Context) -> None:
+            async def all_of_them(_: Context) -> AsyncIterator[bytes]:
+                return requests
 
-        async def handle(requests: object, context: Context) -> None:
-            await self._run(refuse, _receive_nothing, context, field)
+            await self._run(method, all_of_them, context, "spec")
 
         return grpc.stream_stream_rpc_method_handler(handle)
 
@@ -159,8 +160,8 @@ class RpcGuard:
 
     async def _run(
         self,
-        method: StreamMethod,
-        receive: Callable[[Context], Awaitable[bytes]],
+        method: Callable[[_Q, Rpc], Awaitable[None]],
+        receive: Callable[[Context], Awaitable[_Q]],
         context: Context,
         prompt_field: str,
         is_health: bool = False,
@@ -216,10 +217,6 @@ class RpcGuard:
             self._in_flight -= 1
             if self._in_flight == 0:
                 self._idle.set()
-
-
-async def _receive_nothing(context: Context) -> bytes:
-    return b""
 
 
 def _is_cancelled() -> bool:

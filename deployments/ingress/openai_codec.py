@@ -205,7 +205,7 @@ def _tools(fields: Fields) -> tuple[chat.Tool, ...]:
     given = fields.items("tools")
     check(given is None or bool(given), "tools", "must hold at least one tool; leave it out for none")
     tools = tuple(_tool(tool) for tool in fields.objects("tools"))
-    limits.check_tools(tools, "tools", "function.name", "function.parameters")
+    limits.check_tools(tools, "tools", "function.name", "function.description", "function.parameters")
     return tools
 
 

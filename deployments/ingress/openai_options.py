@@ -10,6 +10,7 @@ from types import MappingProxyType
 from typing import Any
 
 from deployments.ingress import limits
+from deployments.ingress.constraints import check_constraint
 from deployments.ingress.json_body import Fields, as_number, dump
 from deployments.ingress.limits import check
 from llama31 import chat
@@ -64,7 +65,8 @@ def read_options(fields: Fields, returns: chat.ReturnChoices, top_field: str) ->
     _refuse_what_is_not_offered(fields)
     limit_field = "max_completion_tokens" if fields.has("max_completion_tokens") else "max_tokens"
     constraint, constraint_field = _constraint(fields)
-    limits.check_constraint(constraint, constraint_field)
+    if constraint is not None:
+        check_constraint(constraint, constraint_field)
     choices = fields.integer("n")
     options = chat.GenerationOptions(
         sampling=_sampling(fields),

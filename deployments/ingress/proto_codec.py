@@ -6,6 +6,7 @@ not offer is refused as well, never ignored.
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from types import MappingProxyType
 from typing import TypeVar
 
@@ -13,8 +14,11 @@ from google.protobuf.duration_pb2 import Duration
 from google.protobuf.message import DecodeError, Message
 
 from deployments.ingress import limits
+from deployments.ingress.constraints import check_constraint
 from deployments.ingress.limits import check as _check
 from deployments.ingress.limits import refuse as _refuse
+from deployments.ingress.proto_tools import decode_messages, decode_tool_use
+from deployments.worker_codec import decode_constraint
 from llama31 import chat
 from llama31.errors import InvalidRequest, MalformedMessage
 from llama31.v1 import chat_service_pb2 as chat_pb
@@ -23,6 +27,7 @@ from llama31.v1 import completion_service_pb2 as completion_pb
 from llama31.v1 import model_service_pb2 as model_pb
 
 MAX_DATE_BYTES = 64
+MAX_ITEM_ID_BYTES = 128
 
 # Where a caller finds what `limits` speaks of.
 OPTION_FIELDS = {
@@ -36,11 +41,6 @@ OPTION_FIELDS = {
     "affinity_key": "spec.service.affinity_key",
 }
 
-_ROLES = {
-    chat_pb.ROLE_SYSTEM: chat.Role.SYSTEM,
-    chat_pb.ROLE_USER: chat.Role.USER,
-    chat_pb.ROLE_ASSISTANT: chat.Role.ASSISTANT,
-}
 _PRIORITIES = {
     common_pb.PRIORITY_UNSPECIFIED: chat.Priority.STANDARD,
     common_pb.PRIORITY_INTERACTIVE: chat.Priority.INTERACTIVE,
@@ -49,11 +49,9 @@ _PRIORITIES = {
 }
 _SAMPLING = (*limits.RANGES, "top_k", "seed")
 _NAME_A_MODEL = "must name a model; ListModels tells which are served"
-_NO_CONSTRAINT = "constrained output is not offered; leave it out"
 _NO_CONTINUATION = "an interrupted answer cannot be continued; send the request again without it"
 _NO_RESUME = "streams cannot be resumed; leave it out and send the request again if one breaks"
 _TOO_MANY_MESSAGES = f"must hold at most {limits.MAX_MESSAGES} messages"
-_NO_TOOLS = "tools are not offered; describe them in the system message"
 
 _M = TypeVar("_M", bound=Message)
 
@@ -97,6 +95,27 @@ def decode_stream_complete(data: bytes) -> chat.CompletionRequest:
     return _completion_request(request.spec)
 
 
+@dataclass(frozen=True, slots=True)
+class Item:
+    """One item of CompleteMany; its request is checked when it is asked for, so that errors stay with it."""
+
+    item_id: str
+    spec: completion_pb.CompletionSpec
+
+    def request(self) -> chat.CompletionRequest:
+        """Raises: InvalidRequest, Unsupported."""
+        _check(bool(self.item_id), "item_id", "must be given, so that the answer can be told apart")
+        size_fits = limits.utf8_bytes(self.item_id) <= MAX_ITEM_ID_BYTES
+        _check(size_fits, "item_id", f"must have at most {MAX_ITEM_ID_BYTES} bytes")
+        return _completion_request(self.spec)
+
+
+def decode_complete_many(data: bytes) -> Item:
+    """A `CompleteManyRequest` message. Raises: MalformedMessage."""
+    message = parse(completion_pb.CompleteManyRequest, data)
+    return Item(message.item_id, message.spec)
+
+
 def decode_list_models(data: bytes) -> tuple[int, str]:
     """Page size (0 = the server's choice) and page token of a `ListModelsRequest`."""
     request = parse(model_pb.ListModelsRequest, data)
@@ -129,47 +148,24 @@ def _chat_request(spec: chat_pb.ChatSpec) -> chat.ChatRequest:
     _check(bool(spec.model), "spec.model", _NAME_A_MODEL)
     _check(bool(spec.messages), "spec.messages", "must hold at least one message")
     _check(len(spec.messages) <= limits.MAX_MESSAGES, "spec.messages", _TOO_MANY_MESSAGES)
-    _refuse_tools(spec)
-    _refuse(spec.HasField("constraint"), "spec.constraint", _NO_CONSTRAINT)
+    tools, tool_policy, tool_prompt_format = decode_tool_use(spec)
     _refuse(spec.HasField("continuation"), "spec.continuation", _NO_CONTINUATION)
     _check(limits.utf8_bytes(spec.date) <= MAX_DATE_BYTES, "spec.date", f"must have at most {MAX_DATE_BYTES} bytes")
-    messages = tuple(_message(m, f"spec.messages[{i}]") for i, m in enumerate(spec.messages))
+    messages = decode_messages(spec.messages)
     limits.check_dialog(messages, "spec.messages", "parts[0].text")
     return chat.ChatRequest(
         model=spec.model,
         messages=messages,
         options=_options(spec),
         date=spec.date,
+        tools=tools,
+        tool_policy=tool_policy,
+        tool_prompt_format=tool_prompt_format,
     )
-
-
-def _refuse_tools(spec: chat_pb.ChatSpec) -> None:
-    policy = spec.tool_policy
-    mode_is_none = policy.mode in (chat_pb.ToolPolicy.MODE_UNSPECIFIED, chat_pb.ToolPolicy.MODE_NONE)
-    _refuse(len(spec.tools), "spec.tools", _NO_TOOLS)
-    _refuse(not mode_is_none, "spec.tool_policy.mode", _NO_TOOLS)
-    _refuse(policy.function_name, "spec.tool_policy.function_name", _NO_TOOLS)
-    _refuse(policy.HasField("parallel"), "spec.tool_policy.parallel", _NO_TOOLS)
-    _refuse(spec.tool_prompt_format, "spec.tool_prompt_format", _NO_TOOLS)
-
-
-def _message(message: chat_pb.Message, at: str) -> chat.Message:
-    _refuse(message.role == chat_pb.ROLE_TOOL, f"{at}.role", _NO_TOOLS)
-    _refuse(message.tool_call_id, f"{at}.tool_call_id", _NO_TOOLS)
-    role = _ROLES.get(message.role)
-    if role is None:
-        raise InvalidRequest(f"{at}.role", "must be ROLE_SYSTEM, ROLE_USER or ROLE_ASSISTANT")
-    _check(bool(message.parts), f"{at}.parts", "must hold at least one part")
-    for i, part in enumerate(message.parts):
-        kind = part.WhichOneof("kind")
-        _check(kind is not None, f"{at}.parts[{i}]", "must have a kind, such as text")
-        _refuse(kind != "text", f"{at}.parts[{i}].{kind}", _NO_TOOLS)
-    return chat.Message(role, "".join(part.text for part in message.parts))
 
 
 def _completion_request(spec: completion_pb.CompletionSpec) -> chat.CompletionRequest:
     _check(bool(spec.model), "spec.model", _NAME_A_MODEL)
-    _refuse(spec.HasField("constraint"), "spec.constraint", _NO_CONSTRAINT)
     _refuse(spec.HasField("continuation"), "spec.continuation", _NO_CONTINUATION)
     return chat.CompletionRequest(model=spec.model, prompt=_prompt(spec), options=_options(spec))
 
@@ -194,6 +190,8 @@ def _options(spec: chat_pb.ChatSpec | completion_pb.CompletionSpec) -> chat.Gene
         sampling=_sampling(spec.sampling),
         stop=_stop(spec.stop),
         returns=_returns(spec.returns),
+        constraint=_constraint(spec),
+        num_choices=spec.sampling.num_choices if spec.sampling.HasField("num_choices") else 1,
         priority=priority,
         affinity_key=service.affinity_key,
     )
@@ -201,20 +199,20 @@ def _options(spec: chat_pb.ChatSpec | completion_pb.CompletionSpec) -> chat.Gene
 
 
 def _sampling(options: common_pb.SamplingOptions) -> chat.SamplingChoices:
-    at = "spec.sampling"
-    if options.HasField("num_choices"):
-        _check(options.num_choices > 0, f"{at}.num_choices", "must be at least 1")
-        most = limits.MAX_CHOICES
-        _check(options.num_choices <= most, f"{at}.num_choices", f"must be at most {most}, got {options.num_choices}")
-        _refuse(
-            options.num_choices > 1,
-            f"{at}.num_choices",
-            "one choice a request; send the request several times",
-        )
     return chat.SamplingChoices(
         **{name: getattr(options, name) for name in _SAMPLING if options.HasField(name)},
         logit_bias=MappingProxyType(dict(options.logit_bias)),
     )
+
+
+def _constraint(spec: chat_pb.ChatSpec | completion_pb.CompletionSpec) -> chat.Constraint | None:
+    if not spec.HasField("constraint"):
+        return None
+    constraint = decode_constraint(spec.constraint)
+    if constraint is None:
+        raise InvalidRequest("spec.constraint", "must have a kind, such as json_schema")
+    check_constraint(constraint, f"spec.constraint.{spec.constraint.WhichOneof('kind')}")
+    return constraint
 
 
 def _stop(options: common_pb.StopOptions) -> chat.StopChoices:

@@ -6,17 +6,15 @@ import asyncio
 from pathlib import Path
 from random import Random
 
-import grpc
 import pytest
 
 from cluster.local import LocalCluster
 from deployments.client import Client
+from deployments.config import checkpoint_dir
 from llama31.checkpoint import prepare_tiny
 from llama31.specs import get_spec
-from llama31.v1 import completion_service_pb2 as pb
-from llama31.v1 import completion_service_pb2_grpc as pb_grpc
 from tests.actors.reference import compare, greedy_reference
-from tests.serving import greedy, served
+from tests.serving import greedy, greedy_ids, served
 
 pytestmark = pytest.mark.vllm
 
@@ -47,19 +45,16 @@ def test_llama31_codec_and_rope_through_vllm(ray_cluster: LocalCluster, tmp_path
     assert prompt_tokens == 11
 
 
+@pytest.mark.timeout(300)
+def test_random_weights_need_no_checkpoint(ray_cluster: LocalCluster) -> None:
+    overrides = {"model": MODEL, "plan": "tp1", "engine.weights": "dummy", "engine.max_model_tokens": 2048}
+    with served(overrides) as (config, address):
+        assert asyncio.run(chat_once(address)) == 11
+    assert not list(checkpoint_dir(config).glob("*.safetensors"))
+
+
 async def ask_all(address: str, prompts: list[tuple[int, ...]]) -> list[list[int]]:
-    async with grpc.aio.insecure_channel(address) as channel:
-        stub = pb_grpc.CompletionServiceStub(channel)
-        answers = []
-        for prompt in prompts:
-            spec = pb.CompletionSpec(model=MODEL, tokens=pb.TokenIds(ids=prompt))
-            spec.sampling.temperature = 0
-            spec.stop.max_output_tokens = 16
-            spec.stop.ignore_eos = True
-            spec.returns.token_ids = True
-            response = await stub.Complete(pb.CompleteRequest(spec=spec))
-            answers.append(list(response.choices[0].tokens.ids))
-    return answers
+    return [await greedy_ids(address, MODEL, prompt, 16) for prompt in prompts]
 
 
 async def chat_once(address: str) -> int:

@@ -20,6 +20,7 @@ import psutil
 import pytest
 
 from deployments.client import Client, connect
+from tests.documents import ROOT, blocks
 from tests.serving import greedy
 
 pytestmark = [pytest.mark.cli, pytest.mark.usefixtures("no_shared_cluster")]
@@ -111,6 +112,7 @@ def test_serve_answers_every_client_and_leaves_nothing(
         assert "loading rank 2 of 2 has its weights" in text
         status_shows_ranks(environment)
         grpcurl_lists_and_streams(address)
+        the_clients_to_copy_work(environment, address, lines)
         asyncio.run(sixty_four_streams(address))
         chat = llama31(environment, "chat", "--temperature", "0", "What is the capital of France?")
         assert chat.returncode == 0, chat.stderr
@@ -130,6 +132,24 @@ def status_shows_ranks(environment: dict[str, str]) -> None:
     assert [rank[:3] for rank in ranks] == [("0", "0", "0"), ("1", "0", "1")]
     assert ranks[0][3] == ranks[1][3], "one tensor-parallel group, one node"
     assert "running 0  waiting 0  KV 0 of " in status.stdout
+
+
+def the_clients_to_copy_work(environment: dict[str, str], address: str, lines: list[str]) -> None:
+    """What `serve` printed, and the README's client, as they stand."""
+    path = {"PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}"}
+    for start in ("grpcurl ", "python -c ", "llama31 chat "):
+        (line,) = (line for line in lines if line.startswith(start))
+        copied = subprocess.run(
+            ["bash", "-c", line], env=environment | path, cwd=ROOT, capture_output=True, text=True, check=False
+        )
+        assert copied.returncode == 0, copied.stderr
+        assert copied.stdout.strip()
+    (readme,) = blocks(ROOT / "README.md", "python")
+    program = readme.replace("127.0.0.1:9000", address)
+    answered = subprocess.run([sys.executable, "-c", program], cwd=ROOT, capture_output=True, text=True, check=False)
+    assert answered.returncode == 0, answered.stderr
+    assert "Paris" in answered.stdout
+    assert re.search(r"END_OF_TURN \d+ tokens", answered.stdout)
 
 
 def grpcurl_lists_and_streams(address: str) -> None:

@@ -331,9 +331,9 @@ async def test_only_one_replacement(chatml_tokenizer: HuggingFaceTokenizer) -> N
         assert caught.value.replica_id == "replica-2"
 
 
-async def test_nobody_to_replace_it(chatml_tokenizer: HuggingFaceTokenizer) -> None:
+async def test_nobody_to_replace_it_tells_the_first_cause(chatml_tokenizer: HuggingFaceTokenizer) -> None:
     async with running_gateway(chatml_tokenizer, Script(fail_at_step=0)) as system:
-        with pytest.raises(NoReadyReplica):
+        with pytest.raises(StreamInterrupted, match="told to fail"):
             await complete(system)
 
 
@@ -540,7 +540,7 @@ OUTCOMES: list[tuple[Script, Callable[[System], object], str, int]] = [
     (SLOW, close_after_start, "CANCELLED", 0),
     (STUCK, miss_deadline, DeadlineExceeded.reason, 0),
     (SLOW, ask_too_much, ContextTooLong.reason, 0),
-    (Script(fail_at_step=0), answer_fully, NoReadyReplica.reason, 0),
+    (Script(fail_at_step=0), answer_fully, StreamInterrupted.reason, 0),
 ]
 
 
