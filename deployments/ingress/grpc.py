@@ -15,6 +15,7 @@ import grpc
 from deployments.call import Gateway, ModelStatus
 from deployments.ingress import health, proto_answers, proto_codec, reflection
 from deployments.ingress.complete_many import CompleteMany
+from deployments.ingress.decoding import decoded
 from deployments.ingress.interceptors import Rpc, RpcGuard
 from deployments.tenant import Authenticate, everybody_is_local
 from llama31.chat import Completed, Event, Started
@@ -176,19 +177,19 @@ class _Generation:
         self._gateway = gateway
 
     async def chat(self, request: bytes, rpc: Rpc) -> bytes:
-        events = self._gateway.chat(proto_codec.decode_chat(request), rpc.call)
+        events = self._gateway.chat(await decoded(proto_codec.decode_chat, request), rpc.call)
         return (await _collect(events, rpc)).encode_chat()
 
     async def stream_chat(self, request: bytes, rpc: Rpc) -> None:
-        events = self._gateway.chat(proto_codec.decode_stream_chat(request), rpc.call)
+        events = self._gateway.chat(await decoded(proto_codec.decode_stream_chat, request), rpc.call)
         await _forward(events, proto_answers.encode_chat_event, rpc)
 
     async def complete(self, request: bytes, rpc: Rpc) -> bytes:
-        events = self._gateway.complete(proto_codec.decode_complete(request), rpc.call)
+        events = self._gateway.complete(await decoded(proto_codec.decode_complete, request), rpc.call)
         return (await _collect(events, rpc)).encode_completion()
 
     async def stream_complete(self, request: bytes, rpc: Rpc) -> None:
-        events = self._gateway.complete(proto_codec.decode_stream_complete(request), rpc.call)
+        events = self._gateway.complete(await decoded(proto_codec.decode_stream_complete, request), rpc.call)
         await _forward(events, proto_answers.encode_completion_event, rpc)
 
 

@@ -33,7 +33,6 @@ def _grow(items: list[Any], index: int) -> None:
         items.append({})
 
 
-# The catalogue speaks of its short forms; a client reads the path of the message that was sent.
 _PROTO_PATHS = (
     (re.compile(r"(tools\[\d+\])\.schema_json"), r"\1.function.parameters_json_schema"),
     (re.compile(r"(tools\[\d+\])\.(name|description)\b"), r"\1.function.\2"),
@@ -50,9 +49,9 @@ _OPENAI_PATHS = (
 )
 
 
-def proto_path(path: str) -> str:
-    """A field of the catalogue as gRPC callers know it."""
-    return _rewrite(path, _PROTO_PATHS)
+def proto_paths(path: str) -> tuple[str, str]:
+    """A field of the catalogue, and the same where it lies in the message that a short form stands for."""
+    return path, _rewrite(path, _PROTO_PATHS)
 
 
 def openai_path(path: str) -> str:

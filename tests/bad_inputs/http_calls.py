@@ -9,6 +9,7 @@ import resource
 import socket
 import ssl
 import time
+from collections.abc import Sequence
 
 import h11
 from replica import until
@@ -152,11 +153,11 @@ async def once(server: Server, request: HttpRequest, tls: ssl.SSLContext | None 
     return client.seen() if tls is None or client.status is not None else NO_HANDSHAKE
 
 
-async def many(server: Server, request: HttpRequest, count: int) -> list[Seen]:
+async def many(server: Server, requests: Sequence[HttpRequest]) -> list[Seen]:
     """Sends all of them at once, each on a connection of its own."""
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
-    resource.setrlimit(resource.RLIMIT_NOFILE, (min(hard, max(soft, 4 * count)), hard))
-    return await asyncio.gather(*(once(server, request) for _ in range(count)))
+    resource.setrlimit(resource.RLIMIT_NOFILE, (min(hard, max(soft, 4 * len(requests))), hard))
+    return await asyncio.gather(*(once(server, request) for request in requests))
 
 
 async def gone_after_first_event(server: Server, request: HttpRequest) -> Seen:

@@ -7,7 +7,7 @@ import gzip
 import json
 import re
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from tests.bad_inputs.cases import Case, UnknownKey, expand, substitute
@@ -33,6 +33,13 @@ class HttpRequest:
         """Request line and headers."""
         lines = [f"{self.method} {self.path} HTTP/1.1", *(f"{name}: {value}" for name, value in self.headers)]
         return ("\r\n".join(lines) + "\r\n\r\n").encode("utf-8", errors="surrogatepass")
+
+
+def with_schema(case: Case, number: int) -> Case:
+    """The same case with a schema that no other number has."""
+    schema = json.dumps({"type": "object", "properties": {f"field_{number}": {"type": "string"}}})
+    changes = {**case.request.get("set", {}), "spec.constraint.json_schema": schema}
+    return replace(case, request={**case.request, "set": changes})
 
 
 def http_request(case: Case, server: Server) -> HttpRequest:

@@ -13,7 +13,9 @@ from replica import until
 from tests.bad_inputs import raw_connections, situations
 from tests.bad_inputs.cases import Case, UnknownKey
 from tests.bad_inputs.grpc_calls import STREAMS, Sender, hear
-from tests.bad_inputs.server import Server
+from tests.bad_inputs.openai_requests import with_schema
+from tests.bad_inputs.proto_messages import message_bytes
+from tests.bad_inputs.server import MODEL, Server
 from tests.bad_inputs.verdict import Seen
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -35,6 +37,9 @@ async def play(case: Case, method: str, server: Server) -> list[Seen]:
         return [await other_tls(sender)]
     if "cancel_after_chunks" in request:
         return [await sender.cancelled_after(request["cancel_after_chunks"])]
+    if "unique_schemas" in request:
+        varied = [with_schema(case, number) for number in range(request["unique_schemas"])]
+        return await sender.many(len(varied), [message_bytes(one, method, MODEL) for one in varied])
     if "repeat" in request or "concurrent" in request:
         return await sender.many(request.get("repeat") or request["concurrent"])
     if (chunks := situations.chunks_until_kill(case)) is not None:

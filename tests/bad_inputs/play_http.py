@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from tests.bad_inputs import http_calls, raw_connections, situations
 from tests.bad_inputs.cases import Case, UnknownKey
-from tests.bad_inputs.openai_requests import http_request
+from tests.bad_inputs.openai_requests import http_request, with_schema
 from tests.bad_inputs.server import Server
 from tests.bad_inputs.verdict import Seen
 
@@ -22,8 +22,11 @@ async def play(case: Case, server: Server) -> list[Seen]:
         return [await http_calls.never_reads(server, sent)]
     if client or "cancel_after_chunks" in request:
         return [await http_calls.gone_after_first_event(server, sent)]
+    if "unique_schemas" in request:
+        varied = [http_request(with_schema(case, number), server) for number in range(request["unique_schemas"])]
+        return await http_calls.many(server, varied)
     if "repeat" in request or "concurrent" in request:
-        return await http_calls.many(server, sent, request.get("repeat") or request["concurrent"])
+        return await http_calls.many(server, [sent] * (request.get("repeat") or request["concurrent"]))
     if (chunks := situations.chunks_until_kill(case)) is not None:
         return [await http_calls.killed_engine(server, sent, chunks)]
     if "drain" in request.get("during", ""):

@@ -134,8 +134,11 @@ def _unsigned(value: Any, descriptor: Descriptor) -> Any:
     out = {}
     for name, item in value.items():
         field = descriptor.fields_by_name.get(name)
-        if field is None or (field.message_type and field.message_type.GetOptions().map_entry):
+        if field is None:
             out[name] = item
+        elif field.message_type and field.message_type.GetOptions().map_entry:
+            key = field.message_type.fields_by_name["key"]
+            out[name] = {_cast_key(entry, key): value for entry, value in item.items()}
         elif field.message_type and isinstance(item, list):
             out[name] = [_unsigned(element, field.message_type) for element in item]
         elif field.message_type:
@@ -143,6 +146,10 @@ def _unsigned(value: Any, descriptor: Descriptor) -> Any:
         else:
             out[name] = [_cast(i, field) for i in item] if isinstance(item, list) else _cast(item, field)
     return out
+
+
+def _cast_key(key: str, field: FieldDescriptor) -> str:
+    return str(_cast(int(key), field)) if field.type in _UNSIGNED_BITS and key.startswith("-") else key
 
 
 def _cast(item: Any, field: FieldDescriptor) -> Any:

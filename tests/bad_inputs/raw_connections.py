@@ -36,6 +36,7 @@ from tests.bad_inputs.verdict import Seen
 CHAT = "/llama31.v1.ChatService/Chat"
 # Beyond the server's own short limits: for a slow machine.
 MARGIN_S = 2.0
+FLOOD_LIMIT_S = 25.0
 H2_KEYS = frozenset(
     (
         *("path", "frame", "headers", "half_open", "hold_s", "streams", "reset_each", "ignore_max_concurrent_streams"),
@@ -135,8 +136,9 @@ async def _streams(client: Http2Client, plan: Mapping[str, Any], block: bytes) -
         frames.append(frame(HEADERS, END_HEADERS, stream, block))
         if reset:
             frames.append(frame(RST_STREAM, 0, stream, reset))
-    await client.send(*frames)
-    await client.until(lambda: client.heard.resets or client.heard.goaway or client.heard.is_closed, 0.5)
+    # The answer to a ping says that all before it was read.
+    await client.send(*frames, frame(PING, 0, 0, bytes(8)))
+    await client.until(lambda: client.heard.pongs or client.heard.goaway or client.heard.is_closed, FLOOD_LIMIT_S)
     return _seen(client, next(iter(client.heard.resets), 1))
 
 

@@ -155,7 +155,7 @@ class Server:
 
     async def check_clean(self) -> None:
         """Fails unless the engines let go of everything in time and a good request is answered."""
-        await until(lambda: not self.running(), CLEAN_WITHIN_S)
+        await until(self._is_idle, CLEAN_WITHIN_S)
         self.play.reset()
         self.play.requests.clear()
         if self.needs.is_spent_afterwards:
@@ -165,7 +165,11 @@ class Server:
                 good_request(), metadata=self.credentials, timeout=5, wait_for_ready=True
             )
         assert chat_pb.ChatResponse.FromString(data).choices[0].message.parts[0].text == ANSWER
-        await until(lambda: not self.running(), CLEAN_WITHIN_S)
+        await until(self._is_idle, CLEAN_WITHIN_S)
+
+    def _is_idle(self) -> bool:
+        doors = (self.ingress._guard, self.web)
+        return not (self.running() or self.gateway._in_flight or any(door._in_flight for door in doors))
 
     def _config(self) -> ServiceConfig:
         engine = {"kind": "scripted", "device": "cpu", "kv_cache_bytes": 1 << 20}

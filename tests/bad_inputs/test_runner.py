@@ -15,7 +15,7 @@ from tests.bad_inputs import situations
 from tests.bad_inputs.cases import Case, UnknownKey, expand, load_cases, substitute
 from tests.bad_inputs.checks import CHECKS
 from tests.bad_inputs.deviations import DEVIATIONS, expectation
-from tests.bad_inputs.field_paths import is_at, openai_path, proto_path, put
+from tests.bad_inputs.field_paths import is_at, openai_path, proto_paths, put
 from tests.bad_inputs.page import PAGE, rendered
 from tests.bad_inputs.proto_messages import message_bytes
 from tests.bad_inputs.verdict import Seen, faults
@@ -128,7 +128,8 @@ def test_values_go_where_the_path_says() -> None:
 
 
 def test_fields_are_found_under_their_own_names() -> None:
-    assert proto_path("spec.tools[1].schema_json") == "spec.tools[1].function.parameters_json_schema"
+    long = "spec.tools[1].function.parameters_json_schema"
+    assert proto_paths("spec.tools[1].schema_json") == ("spec.tools[1].schema_json", long)
     assert openai_path("sampling.stop[0]") == "stop[0]"
     assert openai_path("tools[0].name") == "tools[0].function.name"
     assert is_at("spec.sampling.logit_bias[1]", "spec.sampling.logit_bias")
