@@ -41,6 +41,7 @@ RANGES: dict[str, tuple[float, float, bool]] = {
 }
 
 _TOOL_NAME = re.compile(r"[A-Za-z0-9_-]{1,64}")
+_NAME_FORM = "must have 1 to 64 of the characters A-Z a-z 0-9 _ -"
 
 # Attribute of `GenerationOptions` and its parts -> the name that a channel's callers know.
 Names = Mapping[str, str]
@@ -102,9 +103,22 @@ def check_dialog(messages: Sequence[chat.Message], field: str, content: str) -> 
         if message.role is chat.Role.TOOL:
             known = message.tool_call_id in issued
             check(known, f"{field}[{i}].tool_call_id", "names no tool call of an assistant message before it")
-        issued.update(call.id for call in message.tool_calls)
+        for call in message.tool_calls:
+            check(call.id not in issued, f"{field}[{i}]", "repeats the id of an earlier tool call")
+            issued.add(call.id)
     last = messages[-1]
     check(last.role is not chat.Role.ASSISTANT, field, "must not end with an assistant message: nothing is asked")
+
+
+def check_call(call: chat.ToolCall, name: str, arguments: str) -> chat.ToolCall:
+    """The same call of an earlier turn. Raises: InvalidRequest with `name` or `arguments`, its fields."""
+    check(_TOOL_NAME.fullmatch(call.name) is not None, name, _NAME_FORM)
+    try:
+        found = json.loads(call.arguments_json or "{}")
+    except (ValueError, RecursionError):
+        found = None
+    check(isinstance(found, dict), arguments, "must be a JSON object")
+    return call
 
 
 def check_tools(tools: Sequence[chat.Tool], field: str, name: str, description: str, schema: str) -> None:
@@ -120,8 +134,7 @@ def check_tools(tools: Sequence[chat.Tool], field: str, name: str, description: 
     seen: set[str] = set()
     for i, tool in enumerate(tools):
         called, at = tool_name(tool), f"{field}[{i}]"
-        form = "must have 1 to 64 of the characters A-Z a-z 0-9 _ -"
-        check(_TOOL_NAME.fullmatch(called) is not None, f"{at}.{name}", form)
+        check(_TOOL_NAME.fullmatch(called) is not None, f"{at}.{name}", _NAME_FORM)
         check(called not in seen, f"{at}.{name}", "is the name of an earlier tool")
         seen.add(called)
         if isinstance(tool, chat.FunctionTool):

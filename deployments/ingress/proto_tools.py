@@ -2,18 +2,14 @@
 
 from __future__ import annotations
 
-import json
-import re
 from collections.abc import Iterable, Sequence
 
-from deployments.ingress.limits import MAX_TOOLS, check_tools
+from deployments.ingress.limits import MAX_TOOLS, check_call, check_tools
 from llama31 import chat
 from llama31.errors import InvalidRequest
 from llama31.tools import tool_name
 from llama31.v1 import chat_service_pb2 as chat_pb
 
-_NAME = re.compile(r"[A-Za-z0-9_-]{1,64}")
-_NAME_FORM = "must be 1 to 64 letters, digits, underscores or hyphens"
 _ROLES = {
     chat_pb.ROLE_SYSTEM: chat.Role.SYSTEM,
     chat_pb.ROLE_USER: chat.Role.USER,
@@ -116,13 +112,8 @@ def _message(message: chat_pb.Message, at: str) -> chat.Message:
 
 def _call(call: chat_pb.ToolCall, at: str) -> chat.ToolCall:
     _require(bool(call.id), f"{at}.id", "must be given, so that its result can name it")
-    _require(_NAME.fullmatch(call.name) is not None, f"{at}.name", _NAME_FORM)
-    try:
-        arguments = json.loads(call.arguments_json or "{}")
-    except (ValueError, RecursionError):
-        arguments = None
-    _require(isinstance(arguments, dict), f"{at}.arguments_json", "must be a JSON object")
-    return chat.ToolCall(call.id, call.name, call.arguments_json)
+    found = chat.ToolCall(call.id, call.name, call.arguments_json)
+    return check_call(found, f"{at}.name", f"{at}.arguments_json")
 
 
 def _require(holds: bool, field: str, message: str) -> None:

@@ -137,7 +137,7 @@ def _replica_view(replica: ReplicaStatus) -> dict[str, Any]:
         "phase": replica.phase,
         "plan": replica.plan,
         # A failure's own words may name files of the server: they are in its log.
-        "detail": "its log says why" if replica.phase == "failed" else replica.detail,
+        "detail": "Its log says why." if replica.phase == "failed" else replica.detail,
         "load": load,
         "kv_percent": None if load is None else _percent(load.kv_tokens_used, load.kv_tokens_total),
         "stages": list(_stages(replica.ranks)),

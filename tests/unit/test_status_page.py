@@ -80,7 +80,7 @@ def test_a_fleet() -> None:
         "warming up",
         "rank 1 of 4 has its weights",
         "failed",
-        "its log says why",
+        "Its log says why.",
         "llama31-serve 0.1.0 · ray 2.60.0",
     ):
         assert words in page.text
