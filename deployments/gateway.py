@@ -51,6 +51,8 @@ T = TypeVar("T")
 # Prompts above this are encoded in a thread, so that one long prompt does not hold up every stream.
 ENCODE_IN_THREAD_CHARS = 20_000
 OVERLOAD_RETRY_S = 1.0
+# What the worker protocol can say, 49 days; gRPC clients may ask for ten thousand years.
+MAX_DEADLINE_MS = 2**32 - 1
 
 
 class ServiceGateway:
@@ -304,7 +306,7 @@ class ServiceGateway:
         deadline_in_ms = 0
         if job.call.deadline_s is not None:
             # Rounded up: the replica's timer is the second line, it must not be the first to fire.
-            deadline_in_ms = max(1, math.ceil((job.call.deadline_s - _now_s()) * 1000))
+            deadline_in_ms = min(max(1, math.ceil((job.call.deadline_s - _now_s()) * 1000)), MAX_DEADLINE_MS)
         return self._fleet.link(route.replica_id).submit(request, attempt, deadline_in_ms)
 
     def _started(self, job: Job, stream: SequenceStream) -> Started:

@@ -118,10 +118,10 @@ class ReplicaLink:
         if not self.alive:
             stream.lose("the replica is gone")
             return stream
-        self._streams[request.request_id] = stream
         message = encode_submit(request)
         message.attempt = attempt
         message.deadline_in_ms = deadline_in_ms
+        self._streams[request.request_id] = stream
         self._commands.put_nowait(pb.ConnectRequest(submit=message))
         return stream
 

@@ -244,4 +244,8 @@ def _deadline_s(context: Context) -> float | None:
 
 async def _abort(context: Context, error: Llama31Error, request_id: str, prompt_field: str) -> NoReturn:
     status = rich_status(error, request_id, prompt_field)
-    await context.abort(status_row(error).grpc_code, status.message, trailing_metadata(error, status))
+    try:
+        await context.abort(status_row(error).grpc_code, status.message, trailing_metadata(error, status))
+    except grpc.aio.InternalError:
+        # The client went away with the status still on its way.
+        raise asyncio.CancelledError from None
