@@ -132,7 +132,7 @@ async def test_every_option_arrives(server: Server, options: GenerationOptions) 
 
 async def test_several_choices_are_refused_in_words(server: Server) -> None:
     async with Client(server.address) as llama:
-        with pytest.raises(InvalidRequest, match="this client reads one choice"):
+        with pytest.raises(errors.InvalidRequest, match="this client reads one choice"):
             await llama.chat("?", model=MODEL, options=GenerationOptions(num_choices=2)).text()
 
 
