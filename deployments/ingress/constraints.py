@@ -6,6 +6,7 @@ what it holds small. Source of the attacks: CVE-2025-48944, CVE-2025-58446, vLLM
 
 from __future__ import annotations
 
+import contextlib
 import json
 import re
 from collections.abc import Iterator
@@ -31,6 +32,22 @@ _BRACES = re.compile(r"\{(\d*),?(\d*)\}")
 
 def check_constraint(constraint: Constraint, field: str) -> None:
     """Raises: InvalidRequest that names `field`."""
+    with _no_panic(field):
+        _check_kind(constraint, field)
+
+
+@contextlib.contextmanager
+def _no_panic(field: str) -> Iterator[None]:
+    """llguidance 1.x cuts its own words in the middle of a character and panics, which is no `Exception`."""
+    try:
+        yield
+    except BaseException as panic:
+        if type(panic).__module__ != "pyo3_runtime":
+            raise
+        raise InvalidRequest(field, "cannot be used") from None
+
+
+def _check_kind(constraint: Constraint, field: str) -> None:
     match constraint:
         case JsonSchema(schema):
             check_schema(schema, field)
@@ -60,7 +77,8 @@ def check_schema(schema: str, field: str) -> None:
         _require(depth <= MAX_SCHEMA_NESTING, field, f"must not nest deeper than {MAX_SCHEMA_NESTING} levels")
         if isinstance(node, dict):
             _check_node(node, tree, field)
-    _check_compiles(LLMatcher.grammar_from_json_schema(schema), field)
+    with _no_panic(field):
+        _check_compiles(LLMatcher.grammar_from_json_schema(schema), field)
 
 
 def _walk(tree: Any) -> Iterator[tuple[Any, int]]:

@@ -104,7 +104,7 @@ async def never_read(sender: Sender, window: int) -> Seen:
         await until(server.running)
         # A unary answer begins to stall when it is complete.
         await until(lambda: not server.running(), server.settings.write_stall_s + 5 * MARGIN_S)
-        await asyncio.sleep(server.settings.write_stall_s)
+        await asyncio.sleep(2 * server.settings.write_stall_s)
         # Frames of a stream keep their order: the status comes out when there is room for what is before it.
         await client.send(*(frame(WINDOW_UPDATE, 0, stream, struct.pack(">I", 2**30)) for stream in (0, 1)))
         await client.until(lambda: client.is_over(1), MARGIN_S)

@@ -108,6 +108,13 @@ def test_what_is_refused(constraint: Constraint, words: str) -> None:
     assert words in caught.value.message
 
 
+@pytest.mark.parametrize("shift", range(4))
+def test_a_panic_of_the_library_is_a_refusal(shift: int) -> None:
+    """It cuts what it found at 100 bytes, in the middle of a character or not."""
+    odd = {"minimum": {"x" * shift + "\U000f0000" * 40: 1}}
+    assert verdict(JsonSchema(json.dumps(odd, ensure_ascii=False))) == AT
+
+
 SCHEMA_KEYS = st.sampled_from(
     [
         "type",
