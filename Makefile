@@ -15,8 +15,8 @@ UV := uv==0.13.9
 PLAN ?= tp2
 
 BIN := .venv/bin
-PROTOS := $(sort $(patsubst protos/%,%,$(wildcard protos/llama31/v1/*.proto protos/llama31/worker/v1/*.proto)))
-STUB_DIRS := llama31/v1 llama31/worker/v1
+PROTOS := $(sort $(patsubst protos/%,%,$(wildcard protos/llama31/v1/*.proto protos/llama31/worker/v1/*.proto protos/llama31/oip/v2/*.proto)))
+STUB_DIRS := llama31/v1 llama31/worker/v1 llama31/oip/v2
 GENERATE = $(BIN)/python -m grpc_tools.protoc -Iprotos --python_out=$(1) --pyi_out=$(1) --grpc_python_out=$(1) $(PROTOS)
 
 .PHONY: help setup demo test check protos lock clean
