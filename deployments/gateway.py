@@ -23,9 +23,12 @@ from llama31.chat import (
     ChatRequest,
     Completed,
     CompletionRequest,
+    Constraint,
     Event,
     GenerationOptions,
+    JsonSchema,
     Started,
+    ToolMode,
 )
 from llama31.codec import ModelCodec
 from llama31.engine import EngineOutput, EngineRequest, Limits, Sampling
@@ -40,6 +43,8 @@ from llama31.errors import (
     Overloaded,
     RequestCancelled,
 )
+from llama31.prompt import dialog_chars
+from llama31.tools import offered_tools, required_call_schema
 
 T = TypeVar("T")
 
@@ -149,10 +154,7 @@ class ServiceGateway:
             call.tenant.check_options(request.options)
             visit = self._tenancy.enter(call.tenant)
             job = await self._admit(request, call, visit)
-            answers = [
-                Answer(self._codec, job.options, self._spec.stop_token_ids, job.is_limited_by_context, index)
-                for index in range(job.options.num_choices)
-            ]
+            answers = [self._answer(request, job, index) for index in range(job.options.num_choices)]
             async with aclosing(self._generate(job, answers)) as events:
                 async for event in events:
                     used_tokens = len(job.request.prompt_token_ids) + sum(a.output_tokens for a in answers)
@@ -170,6 +172,14 @@ class ServiceGateway:
             self._in_flight.discard(in_flight)
             self._metrics.set("llama31_streams_open", len(self._in_flight), model=self._config.model)
             self._metrics.add("llama31_requests_total", model=self._config.model, method=method, outcome=outcome)
+
+    def _answer(self, request: ChatRequest | CompletionRequest, job: Job, choice: int) -> Answer:
+        parser = None
+        if isinstance(request, ChatRequest):
+            id_seed = f"{job.request.request_id}/{choice}"
+            parser = self._codec.tool_parser(request.tools, request.tool_policy, id_seed)
+        limited = job.is_limited_by_context
+        return Answer(self._codec, job.options, self._spec.stop_token_ids, limited, choice, parser)
 
     async def _admit(self, request: ChatRequest | CompletionRequest, call: Call, visit: Visit) -> Job:
         """Encodes the prompt, resolves every default and charges the tenant.
@@ -213,7 +223,7 @@ class ServiceGateway:
                 top_logprobs=returns.top_logprobs if returns.logprobs else None,
                 priority=call.tenant.priority_of(options).value,
                 cache_salt=self._tenancy.cache_salt(call.tenant),
-                constraint=options.constraint,
+                constraint=_constraint(request),
             ),
         )
 
@@ -225,9 +235,11 @@ class ServiceGateway:
             if len(request.prompt) <= ENCODE_IN_THREAD_CHARS:
                 return self._codec.prompt.encode_completion(request.prompt)
             return await asyncio.to_thread(self._codec.prompt.encode_completion, request.prompt)
-        if sum(len(message.content) for message in request.messages) <= ENCODE_IN_THREAD_CHARS:
-            return self._codec.prompt.encode_dialog(request.messages, request.date)
-        return await asyncio.to_thread(self._codec.prompt.encode_dialog, request.messages, request.date)
+        offered = offered_tools(request.tools, request.tool_policy)
+        parts = (request.messages, request.date, offered, request.tool_prompt_format)
+        if dialog_chars(request.messages, offered) <= ENCODE_IN_THREAD_CHARS:
+            return self._codec.prompt.encode_dialog(*parts)
+        return await asyncio.to_thread(self._codec.prompt.encode_dialog, *parts)
 
     def _resolve_sampling(self, options: GenerationOptions) -> Sampling:
         """Absent means the model's own default; the seed is drawn here, so that it can be told."""
@@ -322,6 +334,16 @@ class ServiceGateway:
         for token in ids:
             if not 0 <= token < self._spec.vocab_size:
                 raise InvalidRequest(field, f"token id {token} is outside the vocabulary of {self._spec.vocab_size}")
+
+
+def _constraint(request: ChatRequest | CompletionRequest) -> Constraint | None:
+    """The caller's own, or the form of a call where one is required."""
+    own = request.options.constraint
+    if not isinstance(request, ChatRequest) or request.tool_policy.mode is not ToolMode.REQUIRED:
+        return own
+    if own is not None:
+        raise InvalidRequest("spec.constraint", "cannot be kept by an answer that must be a tool call; leave one out")
+    return JsonSchema(required_call_schema(request.tools, request.tool_policy))
 
 
 def _or(chosen: T | None, default: T) -> T:

@@ -164,6 +164,7 @@ class ReplicaLink:
                 self.became_ready.set()
             for message in response.outputs:
                 self._deliver(message)
+            self._commands.put_nowait(pb.ConnectRequest(ack=pb.Ack(sequence=response.sequence)))
         raise _StreamEnded
 
     async def _read_state(self, stub: pb_grpc.WorkerServiceStub) -> None:

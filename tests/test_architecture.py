@@ -60,6 +60,7 @@ WIRE_FILES = (
     "deployments/engine_server.py",
     "deployments/replica_link.py",
     "deployments/client.py",
+    "deployments/client_wire.py",
 )
 ENVIRONMENT_FILES = ("deployments/config.py", "llama31/vllm_*.py", "cluster/local.py")
 

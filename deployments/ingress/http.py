@@ -46,8 +46,9 @@ from llama31.errors import (
 # Bodies above this are read in a thread, so that one long prompt does not hold up every stream.
 DECODE_IN_THREAD_BYTES = 256 * 2**10
 
+_MODEL_PATH = "/v1/models/"
 _ANSWERING_STATES = ("ready", "degraded")
-_LAST_BYTES_S = 0.5
+_LAST_BYTES_S = 0.1
 _LOG = logging.getLogger(__name__)
 
 _T = TypeVar("_T")
@@ -65,6 +66,8 @@ class HttpSettings:
     body_s: float = 30.0
     # Longer than the idle time of the usual proxies, so that none of them reuses a connection that is closed.
     keepalive_s: float = 75.0
+    # How long an answered connection is read on, so that a client in the middle of its body hears the answer.
+    linger_s: float = 2.0
     write_stall_s: float = 30.0
     drain_s: float = 30.0
     max_body_bytes: int = 16 * 2**20
@@ -102,7 +105,7 @@ class HttpIngress:
         server = web.Server(self._answer, handler_cancellation=True)
         try:
             self._listener = await asyncio.get_running_loop().create_server(
-                lambda: Connection(server, settings.headers_s, settings.keepalive_s),
+                lambda: Connection(server, settings.headers_s, settings.keepalive_s, settings.linger_s),
                 settings.host,
                 settings.port,
                 reuse_port=settings.so_reuseport,
@@ -152,8 +155,8 @@ class HttpIngress:
         """The method for exactly this path: no other spelling of it. Raises: PathNotFound, MethodNotAllowed."""
         path = request.raw_path.partition("?")[0]
         found = self._routes.get(path)
-        if found is None and path.startswith("/v1/models/"):
-            found = {"GET": partial(self._model, unquote(path.removeprefix("/v1/models/")))}
+        if found is None and path.startswith(_MODEL_PATH) and path != _MODEL_PATH:
+            found = {"GET": partial(self._model, unquote(path.removeprefix(_MODEL_PATH)))}
         if found is None:
             raise PathNotFound("nothing is served under this path")
         method = found.get("GET" if request.method == "HEAD" else request.method)

@@ -14,8 +14,6 @@ from llama31.errors import HeadersTooLarge, InternalError, InvalidRequest, Llama
 
 MAX_HEADERS = 100
 MAX_HEADER_BYTES = 16 * 2**10
-# How long an answered connection is read on, so that a client in the middle of its body hears the answer.
-_LINGER_S = 2.0
 _LOG = logging.getLogger(__name__)
 
 
@@ -24,7 +22,7 @@ class Connection(web.RequestHandler):
 
     __slots__ = ("_has_bytes", "_headers_s", "_headers_timer", "_is_busy")
 
-    def __init__(self, server: web.Server, headers_s: float, keepalive_s: float) -> None:
+    def __init__(self, server: web.Server, headers_s: float, keepalive_s: float, linger_s: float) -> None:
         super().__init__(
             server,
             loop=asyncio.get_running_loop(),
@@ -33,7 +31,7 @@ class Connection(web.RequestHandler):
             max_headers=MAX_HEADERS,
             max_line_size=MAX_HEADER_BYTES,
             max_field_size=MAX_HEADER_BYTES,
-            lingering_time=_LINGER_S,
+            lingering_time=linger_s,
             # Compressed bodies are refused, not unpacked.
             auto_decompress=False,
         )

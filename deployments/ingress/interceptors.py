@@ -132,7 +132,7 @@ class RpcGuard:
         """A handler for a stream of requests and a stream of answers."""
 
         async def handle(requests: AsyncIterator[bytes], context: Context) -> None:
-            async def all_of_them(context: Context) -> AsyncIterator[bytes]:
+            async def all_of_them(_: Context) -> AsyncIterator[bytes]:
                 return requests
 
             await self._run(method, all_of_them, context, "spec")

@@ -5,14 +5,18 @@ The rules look at `llama31.chat` objects; each codec says under which name its c
 
 from __future__ import annotations
 
+import json
 import re
 from collections.abc import Iterable, Mapping, Sequence
 
+from deployments.ingress.constraints import check_schema
 from llama31 import chat
 from llama31.errors import InvalidRequest, Unsupported
+from llama31.tools import tool_name
 
 MAX_MESSAGES = 1024
-MAX_CHOICES = 128
+# Sequences that one request may start at once.
+MAX_CHOICES = 16
 MAX_LOGIT_BIAS_ENTRIES = 300
 MAX_STOP_SEQUENCES = 16
 MAX_STOP_SEQUENCE_BYTES = 256
@@ -21,7 +25,7 @@ MAX_TOP_LOGPROBS = 20
 MAX_AFFINITY_KEY_BYTES = 256
 MAX_TOKEN_ID = 2**31 - 1
 MAX_TOOLS = 128
-MAX_SCHEMA_BYTES = 64 * 2**10
+MAX_DESCRIPTION_CHARS = 16 * 1024
 MAX_SEED = 2**64 - 1
 # Larger than any context, and still a number that every engine's counters hold.
 MAX_OUTPUT_TOKENS = 2**31 - 1
@@ -37,6 +41,7 @@ RANGES: dict[str, tuple[float, float, bool]] = {
 }
 
 _TOOL_NAME = re.compile(r"[A-Za-z0-9_-]{1,64}")
+_NAME_FORM = "must have 1 to 64 of the characters A-Z a-z 0-9 _ -"
 
 # Attribute of `GenerationOptions` and its parts -> the name that a channel's callers know.
 Names = Mapping[str, str]
@@ -98,38 +103,56 @@ def check_dialog(messages: Sequence[chat.Message], field: str, content: str) -> 
         if message.role is chat.Role.TOOL:
             known = message.tool_call_id in issued
             check(known, f"{field}[{i}].tool_call_id", "names no tool call of an assistant message before it")
-        issued.update(call.id for call in message.tool_calls)
+        for call in message.tool_calls:
+            check(call.id not in issued, f"{field}[{i}]", "repeats the id of an earlier tool call")
+            issued.add(call.id)
     last = messages[-1]
     check(last.role is not chat.Role.ASSISTANT, field, "must not end with an assistant message: nothing is asked")
 
 
-def check_tools(tools: Sequence[chat.Tool], field: str, name: str, schema: str) -> None:
-    """Raises: InvalidRequest for names that the prompt format cannot carry, twins and huge schemas.
+def check_call(call: chat.ToolCall, name: str, arguments: str) -> chat.ToolCall:
+    """The same call of an earlier turn. Raises: InvalidRequest with `name` or `arguments`, its fields."""
+    check(_TOOL_NAME.fullmatch(call.name) is not None, name, _NAME_FORM)
+    try:
+        found = json.loads(call.arguments_json or "{}")
+    except (ValueError, RecursionError):
+        found = None
+    check(isinstance(found, dict), arguments, "must be a JSON object")
+    return call
+
+
+def check_tools(tools: Sequence[chat.Tool], field: str, name: str, description: str, schema: str) -> None:
+    """Raises: InvalidRequest for names that the prompt format cannot carry, twins and schemas that are none.
 
     Args:
         field: The channel's name of the list of tools.
         name: Its name of a function's name, relative to the tool.
+        description: Its name of a function's description, relative to the tool.
         schema: Its name of the schema of a function's parameters, relative to the tool.
     """
     check(len(tools) <= MAX_TOOLS, field, f"must hold at most {MAX_TOOLS} tools")
     seen: set[str] = set()
     for i, tool in enumerate(tools):
-        called = tool.value if isinstance(tool, chat.BuiltinTool) else tool.name
-        at = f"{field}[{i}].{name}"
-        check(bool(_TOOL_NAME.fullmatch(called)), at, "must have 1 to 64 of the characters A-Z a-z 0-9 _ -")
-        check(called not in seen, at, f"{called} is there already")
+        called, at = tool_name(tool), f"{field}[{i}]"
+        check(_TOOL_NAME.fullmatch(called) is not None, f"{at}.{name}", _NAME_FORM)
+        check(called not in seen, f"{at}.{name}", "is the name of an earlier tool")
         seen.add(called)
-        if isinstance(tool, chat.FunctionTool) and tool.parameters_json_schema:
-            _check_size(tool.parameters_json_schema, f"{field}[{i}].{schema}", MAX_SCHEMA_BYTES)
+        if isinstance(tool, chat.FunctionTool):
+            fits = len(tool.description) <= MAX_DESCRIPTION_CHARS
+            check(fits, f"{at}.{description}", f"must have at most {MAX_DESCRIPTION_CHARS} characters")
+            _check_parameters(tool.parameters_json_schema, f"{at}.{schema}")
+
+
+def _check_parameters(schema: str, field: str) -> None:
+    if schema:
+        check_schema(schema, field)
+        is_object = json.loads(schema).get("type", "object") == "object"
+        check(is_object, field, 'must be of type "object"')
 
 
 def utf8_bytes(text: str) -> int:
     """Its size on the wire."""
     return len(text.encode("utf-8"))
-
-
-def _check_size(text: str, field: str, limit_bytes: int) -> None:
-    check(1 <= utf8_bytes(text) <= limit_bytes, field, f"must have 1 to {limit_bytes} bytes")
 
 
 def _check_sampling(sampling: chat.SamplingChoices, names: Names) -> None:

@@ -18,6 +18,8 @@ from llama31 import chat
 from llama31.errors import InvalidRequest, Unsupported, UnsupportedContent
 
 MAX_PROMPTS = 64
+# Of all prompts of a request together.
+MAX_CHOICES_OF_ALL = 128
 
 _ROLES = {
     "system": chat.Role.SYSTEM,
@@ -93,7 +95,7 @@ def decode_completion(body: bytes) -> tuple[tuple[chat.CompletionRequest, ...], 
     returns = chat.ReturnChoices(logprobs=top is not None, top_logprobs=top or 0)
     options, constraint_field = read_options(fields, returns, "logprobs")
     choices = len(prompts) * options.num_choices
-    check(choices <= limits.MAX_CHOICES, "n", f"asks for {choices} choices, at most {limits.MAX_CHOICES} a request")
+    check(choices <= MAX_CHOICES_OF_ALL, "n", f"asks for {choices} choices, at most {MAX_CHOICES_OF_ALL} a request")
     limits.refuse(fields.flag("echo"), "echo", "is not offered; put the prompt before the answer")
     limits.refuse(fields.text("suffix"), "suffix", "is not offered: the model only goes on with a text")
     wanted = _wanted(fields, model, choices, "prompt", constraint_field)
@@ -193,19 +195,19 @@ def _tool_call(fields: Fields) -> chat.ToolCall:
     if function is None:
         raise InvalidRequest(fields.path("function"), "must be given")
     name, arguments = function.text("name"), function.text("arguments")
-    check(bool(name), function.path("name"), "must be given")
     # The client of a stream numbers the calls that it puts together.
     fields.integer("index")
     fields.done()
     function.done()
-    return chat.ToolCall(call_id or "", name or "", arguments or "{}")
+    call = chat.ToolCall(call_id or "", name or "", arguments or "{}")
+    return limits.check_call(call, function.path("name"), function.path("arguments"))
 
 
 def _tools(fields: Fields) -> tuple[chat.Tool, ...]:
     given = fields.items("tools")
     check(given is None or bool(given), "tools", "must hold at least one tool; leave it out for none")
     tools = tuple(_tool(tool) for tool in fields.objects("tools"))
-    limits.check_tools(tools, "tools", "function.name", "function.parameters")
+    limits.check_tools(tools, "tools", "function.name", "function.description", "function.parameters")
     return tools
 
 

@@ -44,6 +44,13 @@ def encode_chat_event(sequence: int, event: chat.Event) -> bytes:
         case chat.Delta():
             out.delta.choice = event.choice
             out.delta.text = event.text
+            for call in event.tool_calls:
+                out.delta.tool_calls.add(
+                    index=call.index,
+                    id=call.id,
+                    name=call.name,
+                    arguments_json_fragment=call.arguments_json_fragment,
+                )
             if event.tokens is not None:
                 out.delta.tokens.CopyFrom(_columns(event.tokens))
         case chat.ChoiceDone():
@@ -81,6 +88,7 @@ def encode_completion_event(sequence: int, event: chat.Event) -> bytes:
 @dataclass(slots=True)
 class _Choice:
     text: list[str] = field(default_factory=list)
+    calls: dict[int, chat_pb.ToolCall] = field(default_factory=dict)
     tokens: common_pb.TokenColumns | None = None
     done: chat.ChoiceDone | None = None
 
@@ -115,6 +123,11 @@ class Answer:
     def _take_delta(self, delta: chat.Delta) -> None:
         choice = self._choices.setdefault(delta.choice, _Choice())
         choice.text.append(delta.text)
+        for piece in delta.tool_calls:
+            call = choice.calls.setdefault(piece.index, chat_pb.ToolCall())
+            call.id = piece.id or call.id
+            call.name = piece.name or call.name
+            call.arguments_json += piece.arguments_json_fragment
         if delta.tokens is None:
             return
         if choice.tokens is None:
@@ -132,10 +145,9 @@ class Answer:
         )
         for index, choice in sorted(self._choices.items()):
             done = _done(choice)
-            message = chat_pb.Message(role=chat_pb.ROLE_ASSISTANT, parts=[chat_pb.Part(text="".join(choice.text))])
             out.choices.add(
                 index=index,
-                message=message,
+                message=chat_pb.Message(role=chat_pb.ROLE_ASSISTANT, parts=_parts(choice)),
                 finish_reason=_FINISH[done.finish_reason],
                 matched_stop=done.matched_stop,
                 tokens=choice.tokens,
@@ -202,6 +214,13 @@ def encode_tokenize(ids: Sequence[int]) -> bytes:
 def encode_detokenize(text: bytes) -> bytes:
     """A `DetokenizeResponse`."""
     return model_pb.DetokenizeResponse(text=text).SerializeToString()
+
+
+def _parts(choice: _Choice) -> list[chat_pb.Part]:
+    """The text, left out where there are calls in place of it, and each call."""
+    text = "".join(choice.text)
+    parts = [chat_pb.Part(text=text)] if text or not choice.calls else []
+    return parts + [chat_pb.Part(tool_call=call) for _, call in sorted(choice.calls.items())]
 
 
 def _done(choice: _Choice) -> chat.ChoiceDone:

@@ -17,6 +17,7 @@ from deployments.ingress import limits
 from deployments.ingress.constraints import check_constraint
 from deployments.ingress.limits import check as _check
 from deployments.ingress.limits import refuse as _refuse
+from deployments.ingress.proto_tools import decode_messages, decode_tool_use
 from deployments.worker_codec import decode_constraint
 from llama31 import chat
 from llama31.errors import InvalidRequest, MalformedMessage
@@ -26,7 +27,6 @@ from llama31.v1 import completion_service_pb2 as completion_pb
 from llama31.v1 import model_service_pb2 as model_pb
 
 MAX_DATE_BYTES = 64
-MAX_CHOICES = 16
 MAX_ITEM_ID_BYTES = 128
 
 # Where a caller finds what `limits` speaks of.
@@ -41,11 +41,6 @@ OPTION_FIELDS = {
     "affinity_key": "spec.service.affinity_key",
 }
 
-_ROLES = {
-    chat_pb.ROLE_SYSTEM: chat.Role.SYSTEM,
-    chat_pb.ROLE_USER: chat.Role.USER,
-    chat_pb.ROLE_ASSISTANT: chat.Role.ASSISTANT,
-}
 _PRIORITIES = {
     common_pb.PRIORITY_UNSPECIFIED: chat.Priority.STANDARD,
     common_pb.PRIORITY_INTERACTIVE: chat.Priority.INTERACTIVE,
@@ -57,7 +52,6 @@ _NAME_A_MODEL = "must name a model; ListModels tells which are served"
 _NO_CONTINUATION = "an interrupted answer cannot be continued; send the request again without it"
 _NO_RESUME = "streams cannot be resumed; leave it out and send the request again if one breaks"
 _TOO_MANY_MESSAGES = f"must hold at most {limits.MAX_MESSAGES} messages"
-_NO_TOOLS = "tools are not offered; describe them in the system message"
 
 _M = TypeVar("_M", bound=Message)
 
@@ -154,41 +148,20 @@ def _chat_request(spec: chat_pb.ChatSpec) -> chat.ChatRequest:
     _check(bool(spec.model), "spec.model", _NAME_A_MODEL)
     _check(bool(spec.messages), "spec.messages", "must hold at least one message")
     _check(len(spec.messages) <= limits.MAX_MESSAGES, "spec.messages", _TOO_MANY_MESSAGES)
-    _refuse_tools(spec)
+    tools, tool_policy, tool_prompt_format = decode_tool_use(spec)
     _refuse(spec.HasField("continuation"), "spec.continuation", _NO_CONTINUATION)
     _check(limits.utf8_bytes(spec.date) <= MAX_DATE_BYTES, "spec.date", f"must have at most {MAX_DATE_BYTES} bytes")
-    messages = tuple(_message(m, f"spec.messages[{i}]") for i, m in enumerate(spec.messages))
+    messages = decode_messages(spec.messages)
     limits.check_dialog(messages, "spec.messages", "parts[0].text")
     return chat.ChatRequest(
         model=spec.model,
         messages=messages,
         options=_options(spec),
         date=spec.date,
+        tools=tools,
+        tool_policy=tool_policy,
+        tool_prompt_format=tool_prompt_format,
     )
-
-
-def _refuse_tools(spec: chat_pb.ChatSpec) -> None:
-    policy = spec.tool_policy
-    mode_is_none = policy.mode in (chat_pb.ToolPolicy.MODE_UNSPECIFIED, chat_pb.ToolPolicy.MODE_NONE)
-    _refuse(len(spec.tools), "spec.tools", _NO_TOOLS)
-    _refuse(not mode_is_none, "spec.tool_policy.mode", _NO_TOOLS)
-    _refuse(policy.function_name, "spec.tool_policy.function_name", _NO_TOOLS)
-    _refuse(policy.HasField("parallel"), "spec.tool_policy.parallel", _NO_TOOLS)
-    _refuse(spec.tool_prompt_format, "spec.tool_prompt_format", _NO_TOOLS)
-
-
-def _message(message: chat_pb.Message, at: str) -> chat.Message:
-    _refuse(message.role == chat_pb.ROLE_TOOL, f"{at}.role", _NO_TOOLS)
-    _refuse(message.tool_call_id, f"{at}.tool_call_id", _NO_TOOLS)
-    role = _ROLES.get(message.role)
-    if role is None:
-        raise InvalidRequest(f"{at}.role", "must be ROLE_SYSTEM, ROLE_USER or ROLE_ASSISTANT")
-    _check(bool(message.parts), f"{at}.parts", "must hold at least one part")
-    for i, part in enumerate(message.parts):
-        kind = part.WhichOneof("kind")
-        _check(kind is not None, f"{at}.parts[{i}]", "must have a kind, such as text")
-        _refuse(kind != "text", f"{at}.parts[{i}].{kind}", _NO_TOOLS)
-    return chat.Message(role, "".join(part.text for part in message.parts))
 
 
 def _completion_request(spec: completion_pb.CompletionSpec) -> chat.CompletionRequest:
@@ -218,7 +191,7 @@ def _options(spec: chat_pb.ChatSpec | completion_pb.CompletionSpec) -> chat.Gene
         stop=_stop(spec.stop),
         returns=_returns(spec.returns),
         constraint=_constraint(spec),
-        num_choices=_num_choices(spec.sampling),
+        num_choices=spec.sampling.num_choices if spec.sampling.HasField("num_choices") else 1,
         priority=priority,
         affinity_key=service.affinity_key,
     )
@@ -230,13 +203,6 @@ def _sampling(options: common_pb.SamplingOptions) -> chat.SamplingChoices:
         **{name: getattr(options, name) for name in _SAMPLING if options.HasField(name)},
         logit_bias=MappingProxyType(dict(options.logit_bias)),
     )
-
-
-def _num_choices(options: common_pb.SamplingOptions) -> int:
-    if not options.HasField("num_choices"):
-        return 1
-    _check(1 <= options.num_choices <= MAX_CHOICES, "spec.sampling.num_choices", f"must be 1 to {MAX_CHOICES}")
-    return options.num_choices
 
 
 def _constraint(spec: chat_pb.ChatSpec | completion_pb.CompletionSpec) -> chat.Constraint | None:

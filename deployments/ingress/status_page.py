@@ -10,6 +10,7 @@ import base64
 import hashlib
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import cache
 from importlib import resources
 from itertools import groupby
 from typing import Any
@@ -69,14 +70,7 @@ class StatusPage:
         self._gateway = gateway
         self._links = tuple(links)
         self._versions = dict(versions)
-        environment = Environment(
-            loader=PackageLoader("deployments.ingress", "page"),
-            autoescape=True,
-            undefined=StrictUndefined,
-            trim_blocks=True,
-            lstrip_blocks=True,
-        )
-        environment.filters |= {"thousands": "{:,}".format, "node": _short_node}
+        environment = _environment()
         self._whole = environment.get_template("whole.html")
         self._fleet = environment.get_template("fleet.html")
 
@@ -109,6 +103,20 @@ def is_llama(model: ModelStatus) -> bool:
     return model.name.startswith(_LLAMA_PREFIX)
 
 
+@cache
+def _environment() -> Environment:
+    """Compiling the templates takes longer than rendering them a hundred times."""
+    found = Environment(
+        loader=PackageLoader("deployments.ingress", "page"),
+        autoescape=True,
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    found.filters |= {"thousands": "{:,}".format, "node": _short_node}
+    return found
+
+
 def _totals(replicas: Sequence[ReplicaStatus]) -> _Totals:
     loads = [replica.load for replica in replicas if replica.load is not None]
     room_tokens = sum(load.kv_tokens_total for load in loads)
@@ -129,7 +137,7 @@ def _replica_view(replica: ReplicaStatus) -> dict[str, Any]:
         "phase": replica.phase,
         "plan": replica.plan,
         # A failure's own words may name files of the server: they are in its log.
-        "detail": "its log says why" if replica.phase == "failed" else replica.detail,
+        "detail": "Its log says why." if replica.phase == "failed" else replica.detail,
         "load": load,
         "kv_percent": None if load is None else _percent(load.kv_tokens_used, load.kv_tokens_total),
         "stages": list(_stages(replica.ranks)),

@@ -427,6 +427,15 @@ async def test_columns_belong_to_the_released_text(chatml_tokenizer: HuggingFace
         assert heard.usage.output_tokens == len(ids)
 
 
+async def test_the_fleet_with_and_without_load(chatml_tokenizer: HuggingFaceTokenizer) -> None:
+    async with running_gateway(chatml_tokenizer, Script()) as system:
+        await system.directory.announce(ReplicaRecord("replica-2", 1, "m", "tp1", "loading", "half way"))
+        await until(lambda: len(system.gateway.fleet()) == 2)
+        linked, loading = sorted(system.gateway.fleet(), key=lambda replica: replica.replica_id)
+        assert (linked.replica_id, linked.load) == ("replica-1", system.fleet.snapshots()[0])
+        assert (loading.phase, loading.detail, loading.load) == ("loading", "half way", None)
+
+
 @pytest.mark.parametrize(
     ("returns", "has_text", "has_ids"),
     [

@@ -157,7 +157,7 @@ INVALID, UNIMPLEMENTED = grpc.StatusCode.INVALID_ARGUMENT, grpc.StatusCode.UNIMP
         (chat_bytes(model="PLACE").replace(b"PLACE", b"\xff\xfeACE"), INVALID, "MALFORMED_MESSAGE", "request"),
         (b"\xff\xff\xff garbage", INVALID, "MALFORMED_MESSAGE", "request"),
         (chat_bytes()[:-2], INVALID, "MALFORMED_MESSAGE", "request"),
-        (chat_bytes(tools=[{}]), UNIMPLEMENTED, "UNSUPPORTED", "spec.tools"),
+        (chat_bytes(tools=[{}]), INVALID, "INVALID_FIELD", "spec.tools[0]"),
         (chat_bytes(constraint={"regex": "foo**"}), INVALID, "INVALID_FIELD", "spec.constraint.regex"),
     ],
 )
@@ -437,6 +437,7 @@ async def test_reflection(door: Door) -> None:
     assert {service.name for service in listed.list_services_response.service} == {
         "grpc.health.v1.Health",
         "grpc.reflection.v1alpha.ServerReflection",
+        "inference.GRPCInferenceService",
         "llama31.v1.ChatService",
         "llama31.v1.CompletionService",
         "llama31.v1.ModelService",

@@ -168,7 +168,11 @@ def test_refused_options(fields: dict[str, Any], code: str, field: str) -> None:
     assert refusal(openai_codec.decode_completion, completion_body(**fields)) == (code, field)
 
 
-CALL = {"id": "c1", "type": "function", "function": {"name": "f", "arguments": "{}"}}
+def call(name: str = "f", arguments: str = "{}") -> dict[str, Any]:
+    return {"id": "c1", "type": "function", "function": {"name": name, "arguments": arguments}}
+
+
+CALL = call()
 ASSISTANT = {"role": "assistant", "tool_calls": [CALL]}
 REFUSED_CHATS: list[Refused] = [
     ({"messages": None}, INVALID, "messages"),
@@ -200,6 +204,22 @@ REFUSED_CHATS: list[Refused] = [
         INVALID,
         "messages[0].tool_calls[0].function",
     ),
+    (
+        {"messages": [{"role": "assistant", "tool_calls": [call(name="f<|eot_id|>")]}, *MESSAGES]},
+        INVALID,
+        "messages[0].tool_calls[0].function.name",
+    ),
+    (
+        {"messages": [{"role": "assistant", "tool_calls": [call(arguments="[1]")]}, *MESSAGES]},
+        INVALID,
+        "messages[0].tool_calls[0].function.arguments",
+    ),
+    (
+        {"messages": [{"role": "assistant", "tool_calls": [call(arguments='{"a":')]}, *MESSAGES]},
+        INVALID,
+        "messages[0].tool_calls[0].function.arguments",
+    ),
+    ({"messages": [{"role": "assistant", "tool_calls": [CALL, CALL]}, *MESSAGES]}, INVALID, "messages[0]"),
     ({"tools": []}, INVALID, "tools"),
     ({"tools": {}}, INVALID, "tools"),
     ({"tools": [{"type": "retrieval"}]}, "unsupported", "tools[0].type"),
@@ -276,7 +296,7 @@ ACCEPTED: list[tuple[dict[str, Any], Callable[[chat.GenerationOptions], object],
     ({"stop_token_ids": [1, 2]}, lambda o: o.stop.stop_token_ids, (1, 2)),
     ({"include_stop_str_in_output": True}, lambda o: o.stop.keep_stop_text, True),
     ({"ignore_eos": True}, lambda o: o.stop.ignore_eos, True),
-    ({"n": 128}, lambda o: o.num_choices, 128),
+    ({"n": 16}, lambda o: o.num_choices, 16),
     ({"prompt_cache_key": "k"}, lambda o: o.affinity_key, "k"),
     ({"service_tier": "flex"}, lambda o: o.priority, chat.Priority.BATCH),
     ({"priority": 0, "service_tier": "auto"}, lambda o: o.priority, chat.Priority.STANDARD),
@@ -357,6 +377,7 @@ def test_logprobs() -> None:
         (["a", "b"], ("a", "b")),
         ([[1], [2, 3]], ((1,), (2, 3))),
         (["a", [1]], ("a", (1,))),
+        (["a"] * 64, ("a",) * 64),
     ],
 )
 def test_prompts(prompt: object, expected: tuple[object, ...]) -> None:

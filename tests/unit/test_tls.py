@@ -19,6 +19,8 @@ from deployments.client import Client
 from deployments.client_access import Tls, channel_credentials
 from deployments.config import TlsConfig
 from deployments.ingress.grpc import GrpcIngress, IngressSettings
+from deployments.ingress.http import HttpIngress, HttpSettings
+from deployments.ingress.status_page import StatusPage
 from deployments.ingress.tls import ServerTls, check_tls_files
 from llama31 import errors
 
@@ -69,16 +71,10 @@ async def ask_grpc(port: int, trust: Tls) -> bool:
 
 @asynccontextmanager
 async def http_door(tls: ServerTls) -> AsyncIterator[int]:
-    """Stands for the HTTP server, which takes the context as it is."""
-
-    async def echo(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        writer.write(await reader.readline())
-        await writer.drain()
-        writer.close()
-
-    server = await asyncio.start_server(echo, "127.0.0.1", 0, ssl=tls.http_context())
-    yield server.sockets[0].getsockname()[1]
-    server.close()
+    gateway = ScriptedGateway()
+    ingress = HttpIngress(gateway, HttpSettings(port=0), StatusPage(gateway, [], {}), tls=tls.http_context())
+    yield await ingress.start()
+    await ingress.stop()
 
 
 async def ask_http(port: int, trust: Tls) -> bool:
@@ -89,12 +85,12 @@ async def ask_http(port: int, trust: Tls) -> bool:
     for name in ("localhost", "127.0.0.1"):
         try:
             reader, writer = await asyncio.open_connection("127.0.0.1", port, ssl=context, server_hostname=name)
-            writer.write(b"hi\n")
+            writer.write(b"GET /health HTTP/1.1\r\nhost: x\r\n\r\n")
             answer = await reader.readline()
             writer.close()
         except (ssl.SSLError, ConnectionError):
             return False
-        if answer != b"hi\n":
+        if answer != b"HTTP/1.1 200 OK\r\n":
             return False
     return True
 
