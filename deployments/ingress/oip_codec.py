@@ -15,7 +15,7 @@ from deployments.ingress import limits
 from deployments.ingress.json_body import Fields, parse_object
 from deployments.ingress.limits import check, refuse
 from deployments.ingress.oip_tensors import INPUTS, OUTPUTS, read_tensors
-from deployments.ingress.openai_codec import Wanted
+from deployments.ingress.openai_codec import MAX_CHOICES_OF_ALL, Wanted
 from deployments.ingress.openai_options import read_options
 from deployments.ingress.proto_codec import parse
 from llama31 import chat
@@ -111,7 +111,7 @@ def decode_infer(message: pb.ModelInferRequest, *, is_streamed: bool) -> Infer:
         timeout_s=_timeout_s(own),
         constraint_field=constraint_field,
     )
-    most = limits.MAX_CHOICES
+    most = MAX_CHOICES_OF_ALL
     check(infer.choices <= most, "n", f"asks for {infer.choices} answers, at most {most} a request")
     if infer.in_deltas:
         check(infer.choices == 1, PROMPTS, "must hold one prompt, with n = 1; or set stream to false")
