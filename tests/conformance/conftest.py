@@ -21,17 +21,17 @@ Outcomes = dict[str, Any]
 
 
 def environment() -> dict[str, str]:
-    """No proxy between a client and the loopback."""
-    path = os.pathsep.join((str(ROOT), str(ROOT / "tests" / "unit")))
-    kept = {name: value for name, value in os.environ.items() if not name.lower().endswith("_proxy")}
-    return kept | {"PYTHONPATH": path, "NO_PROXY": "127.0.0.1", "no_proxy": "127.0.0.1"}
+    """For a client: no proxy between it and the loopback, and only its own packages."""
+    kept = {n: value for n, value in os.environ.items() if not n.lower().endswith("_proxy") and n != "PYTHONPATH"}
+    return kept | {"NO_PROXY": "127.0.0.1", "no_proxy": "127.0.0.1"}
 
 
 @pytest.fixture(scope="session")
 def served() -> Iterator[Addresses]:
     """gRPC and HTTP addresses, and the model's name."""
     command = [sys.executable, "-m", "tests.conformance.served"]
-    with subprocess.Popen(command, cwd=ROOT, env=environment(), stdout=subprocess.PIPE, text=True) as process:
+    path = {"PYTHONPATH": os.pathsep.join((str(ROOT), str(ROOT / "tests" / "unit")))}
+    with subprocess.Popen(command, cwd=ROOT, env=environment() | path, stdout=subprocess.PIPE, text=True) as process:
         assert process.stdout is not None
         try:
             yield json.loads(process.stdout.readline())
@@ -45,11 +45,9 @@ def outcomes(command: Callable[[str], list[str]], script: str, served: Addresses
         arguments = command(script)
     except NotToBeHad as cause:
         pytest.skip(f"the client cannot be had: {cause}")
-    # The client's own packages only.
-    clean = {name: value for name, value in environment().items() if name != "PYTHONPATH"}
     run = subprocess.run(
         [*arguments, json.dumps({**served, "protos": str(ROOT / "protos")})],
-        env=clean,
+        env=environment(),
         capture_output=True,
         text=True,
         timeout=CLIENT_LIMIT_S,

@@ -21,10 +21,15 @@ class NotToBeHad(Exception):
     """The registry does not give a package."""
 
 
+def triton_python() -> str:
+    """An interpreter with tritonclient. Raises: NotToBeHad."""
+    home = _made("triton", ("triton.txt",), lambda home: _install_python(home, "triton.txt"))
+    return str(home / "bin" / "python")
+
+
 def triton_command(script: str) -> list[str]:
     """Runs a script with tritonclient. Raises: NotToBeHad."""
-    home = _made("triton", ("triton.txt",), lambda home: _install_python(home, "triton.txt"))
-    return [str(home / "bin" / "python"), str(CLIENTS / script)]
+    return [triton_python(), str(CLIENTS / script)]
 
 
 def node_command(script: str) -> list[str]:

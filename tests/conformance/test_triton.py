@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+import subprocess
+
 import pytest
 
-from tests.conformance.conftest import Outcomes
+from tests.conformance.conftest import Addresses, Outcomes, environment
+from tests.conformance.environments import NotToBeHad, triton_python
+from tests.documents import ROOT, blocks
 
 pytestmark = pytest.mark.conformance
 
@@ -57,3 +61,16 @@ def test_errors_have_a_status_and_words(triton: Outcomes) -> None:
     }
     assert errors["field"]["message"] == "temperature: must be between 0 and 2, got 9"
     assert errors["bug"]["message"] == "internal error"
+
+
+def test_the_documented_client_works(served: Addresses) -> None:
+    (code,) = blocks(ROOT / "docs" / "open-inference.md", "python")
+    here = code.replace("127.0.0.1:9000", served["grpc"]).replace("smollm2-135m", served["model"])
+    try:
+        python = triton_python()
+    except NotToBeHad as cause:
+        pytest.skip(f"the client cannot be had: {cause}")
+    run = subprocess.run(
+        [python, "-c", here], env=environment(), capture_output=True, text=True, timeout=30, check=False
+    )
+    assert run.stdout == "Hello there\nHello there", run.stderr

@@ -26,7 +26,7 @@ if _version_not_supported:
 
 
 class GRPCInferenceServiceStub:
-    """Completions as tensors. Inputs and outputs are those of Triton's vLLM backend; docs/api.md lists them.
+    """Completions as tensors. Inputs and outputs are those of Triton's vLLM backend; docs/open-inference.md lists them.
     """
 
     def __init__(self, channel):
@@ -73,7 +73,7 @@ class GRPCInferenceServiceStub:
 
 
 class GRPCInferenceServiceServicer:
-    """Completions as tensors. Inputs and outputs are those of Triton's vLLM backend; docs/api.md lists them.
+    """Completions as tensors. Inputs and outputs are those of Triton's vLLM backend; docs/open-inference.md lists them.
     """
 
     def ServerLive(self, request, context):
@@ -173,7 +173,7 @@ def add_GRPCInferenceServiceServicer_to_server(servicer, server):
 
  # This class is part of an EXPERIMENTAL API.
 class GRPCInferenceService:
-    """Completions as tensors. Inputs and outputs are those of Triton's vLLM backend; docs/api.md lists them.
+    """Completions as tensors. Inputs and outputs are those of Triton's vLLM backend; docs/open-inference.md lists them.
     """
 
     @staticmethod
