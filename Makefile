@@ -15,10 +15,11 @@ UV := uv==0.13.9
 PLAN ?= tp2
 
 BIN := .venv/bin
-PROTOS := $(sort $(patsubst protos/%,%,$(wildcard protos/llama31/v1/*.proto protos/llama31/worker/v1/*.proto)))
+PROTO_DIRS := llama31/v1 llama31/worker/v1 llama31/oip/v2
+PROTOS := $(sort $(patsubst protos/%,%,$(wildcard $(PROTO_DIRS:%=protos/%/*.proto))))
 # What clients may rely on; the worker protocol is not part of it.
 RELEASED_API := protos/released.binpb
-STUB_DIRS := llama31/v1 llama31/worker/v1
+STUB_DIRS := $(PROTO_DIRS)
 GENERATE = $(BIN)/python -m grpc_tools.protoc -Iprotos --python_out=$(1) --pyi_out=$(1) --grpc_python_out=$(1) $(PROTOS)
 
 .PHONY: help setup demo test check protos docs release-api lock clean

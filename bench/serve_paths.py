@@ -53,7 +53,7 @@ def build(tokens: int) -> Any:
         def __init__(self, engine: Any) -> None:
             self._engine = engine.options(stream=True)
 
-        async def StreamChat(self, request: pb.StreamChatRequest) -> AsyncIterator[pb.StreamChatResponse]:  # noqa: N802
+        async def StreamChat(self, request: pb.StreamChatRequest) -> AsyncIterator[pb.StreamChatResponse]:
             """One message a token, and the two that frame them."""
             count = request.spec.stop.max_output_tokens
             yield pb.StreamChatResponse(event=pb.ChatEvent(sequence=1, started=pb.Started(response_id="r")))

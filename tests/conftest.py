@@ -49,7 +49,7 @@ def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
     terminalreporter.section("time per marker")
     for marker in sorted(_spent_s):
         spent = f"{_tests[marker]:5d} tests {_spent_s[marker]:7.1f} s of {BUDGET_S[marker]} s"
-        terminalreporter.line(f"{marker:9s} {spent}")
+        terminalreporter.line(f"{marker:11s} {spent}")
 
 
 def _marker(item: pytest.Item) -> str:

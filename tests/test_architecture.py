@@ -45,7 +45,15 @@ CONFINED = {
     "py3langid": ("deployments/language.py",),
     "yaml": ("deployments/config.py",),
 }
-WIRE_MODULES = ("google", "grpc_health", "grpc_reflection", "grpc_status", "llama31.v1", "llama31.worker")
+WIRE_MODULES = (
+    "google",
+    "grpc_health",
+    "grpc_reflection",
+    "grpc_status",
+    "llama31.v1",
+    "llama31.worker",
+    "llama31.oip",
+)
 WIRE_FILES = (
     "deployments/ingress/*.py",
     "deployments/worker_*.py",

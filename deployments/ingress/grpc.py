@@ -13,7 +13,7 @@ from typing import Any, cast
 import grpc
 
 from deployments.call import Gateway, ModelStatus
-from deployments.ingress import health, proto_answers, proto_codec, reflection
+from deployments.ingress import health, oip, oip_codec, proto_answers, proto_codec, reflection
 from deployments.ingress.complete_many import CompleteMany
 from deployments.ingress.decoding import decoded
 from deployments.ingress.interceptors import Rpc, RpcGuard
@@ -146,7 +146,8 @@ Handlers = dict[str, "grpc.RpcMethodHandler[Any, Any]"]
 def _services(gateway: Gateway, guard: RpcGuard) -> dict[str, Handlers]:
     generation = _Generation(gateway)
     models = _Models(gateway)
-    health_service = health.HealthService(gateway, guard.draining, (MODEL_SERVICE,), (CHAT_SERVICE, COMPLETION_SERVICE))
+    answering = (CHAT_SERVICE, COMPLETION_SERVICE, oip.SERVICE)
+    health_service = health.HealthService(gateway, guard.draining, (MODEL_SERVICE,), answering)
     return {
         CHAT_SERVICE: {
             "Chat": guard.unary(generation.chat, prompt_field="spec.messages"),
@@ -163,10 +164,23 @@ def _services(gateway: Gateway, guard: RpcGuard) -> dict[str, Handlers]:
             "Tokenize": guard.unary(models.tokenize),
             "Detokenize": guard.unary(models.detokenize),
         },
+        oip.SERVICE: _inference(oip.InferenceService(gateway, guard.draining), guard),
         health.SERVICE: {
             "Check": guard.unary(health_service.check, is_health=True),
             "Watch": guard.stream(health_service.watch, is_health=True),
         },
+    }
+
+
+def _inference(service: oip.InferenceService, guard: RpcGuard) -> Handlers:
+    return {
+        "ServerLive": guard.unary(service.server_live, is_health=True),
+        "ServerReady": guard.unary(service.server_ready, is_health=True),
+        "ModelReady": guard.unary(service.model_ready, is_health=True),
+        "ServerMetadata": guard.unary(service.server_metadata),
+        "ModelMetadata": guard.unary(service.model_metadata),
+        "ModelInfer": guard.unary(service.infer, prompt_field=oip_codec.PROMPTS),
+        "ModelStreamInfer": guard.duplex(service.stream_infer),
     }
 
 

@@ -16,7 +16,7 @@ from llama31.errors import InternalError, Llama31Error
 DONE = b"data: [DONE]\n\n"
 
 # OpenAI's own reasons only: typed clients know no others. Whatever cut an answer short reads as its length.
-_FINISH = {
+FINISH_REASONS = {
     chat.FinishReason.END_OF_TURN: "stop",
     chat.FinishReason.STOP_SEQUENCE: "stop",
     chat.FinishReason.MAX_OUTPUT_TOKENS: "length",
@@ -101,7 +101,7 @@ class AnswerStream:
     def _done(self, done: chat.ChoiceDone) -> bytes:
         body = '"delta":{}' if self._kind == "chat" else '"text":""'
         body += f',"stop_reason":{to_json(done.matched_stop or None)}'
-        return self._choice(done.choice, body, None, f'"{_FINISH[done.finish_reason]}"')
+        return self._choice(done.choice, body, None, f'"{FINISH_REASONS[done.finish_reason]}"')
 
     def _completed(self, event: chat.Completed) -> bytes:
         if not self._include_usage:
@@ -185,7 +185,7 @@ class WholeAnswer:
             "index": index,
             **said,
             "logprobs": choice.logprobs,
-            "finish_reason": _FINISH[choice.done.finish_reason],
+            "finish_reason": FINISH_REASONS[choice.done.finish_reason],
             "stop_reason": choice.done.matched_stop or None,
         }
 

@@ -11,8 +11,8 @@ import pytest
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 from scripted_gateway import MODEL, Request, ScriptedGateway, answer, failing, hang, started
 
-from deployments.ingress.complete_many import MAX_ITEMS_IN_FLIGHT
 from deployments.ingress.grpc import GrpcIngress, IngressSettings
+from deployments.ingress.item_stream import MAX_ITEMS_IN_FLIGHT
 from llama31.chat import ChoiceDone, Completed, CompletionRequest, Delta, Event, FinishReason, Usage
 from llama31.errors import NoReadyReplica
 from llama31.v1 import completion_service_pb2 as pb

@@ -442,6 +442,7 @@ async def test_reflection(door: Door) -> None:
     assert {service.name for service in listed.list_services_response.service} == {
         "grpc.health.v1.Health",
         "grpc.reflection.v1alpha.ServerReflection",
+        "inference.GRPCInferenceService",
         "llama31.v1.ChatService",
         "llama31.v1.CompletionService",
         "llama31.v1.ModelService",
