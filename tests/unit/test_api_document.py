@@ -16,9 +16,9 @@ from documented_server import Addresses, documented_server
 
 from deployments.config import IngressConfig
 from deployments.ingress import (
-    complete_many,
     constraints,
     http_connection,
+    item_stream,
     limits,
     proto_codec,
 )
@@ -54,7 +54,7 @@ LIMITS = {
     "`logit_bias`": f"{limits.MAX_LOGIT_BIAS_ENTRIES}",
     "`top_logprobs`": f"{limits.MAX_TOP_LOGPROBS}",
     "`num_choices`; `n` times prompts over HTTP": f"{limits.MAX_CHOICES}",
-    "items of a `CompleteMany` at once": f"{complete_many.MAX_ITEMS_IN_FLIGHT}",
+    "items of a `CompleteMany` at once": f"{item_stream.MAX_ITEMS_IN_FLIGHT}",
     "`item_id`": f"{proto_codec.MAX_ITEM_ID_BYTES} bytes",
     "`date`": f"{proto_codec.MAX_DATE_BYTES} bytes",
     "`affinity_key`": f"{limits.MAX_AFFINITY_KEY_BYTES} bytes",
@@ -77,7 +77,7 @@ PHRASES = (
     f"grammar of at most {constraints.MAX_GRAMMAR_BYTES >> 10} KiB",
     f"1 to {constraints.MAX_ENUM_VALUES} texts, none empty, at most {constraints.MAX_CHOICE_BYTES >> 10} KiB in all",
     f"At most {limits.MAX_AFFINITY_KEY_BYTES} bytes",
-    f"At most {complete_many.MAX_ITEMS_IN_FLIGHT} run at once per call",
+    f"At most {item_stream.MAX_ITEMS_IN_FLIGHT} run at once per call",
     f"1 to {proto_codec.MAX_ITEM_ID_BYTES} bytes, unique",
     f"at most {proto_codec.MAX_DATE_BYTES} bytes, such as",
 )
