@@ -52,10 +52,14 @@ class ChoiceRun:
         self._observe = observe
         self.answer = answer
         self.stream = submit(job, self._request, 0, None)
+        soft_s = job.options.stop.time_limit_s
+        self._soft_limit_s = None if soft_s is None else job.arrived_s + soft_s
+        self._is_time_up = False
 
     async def events(self) -> AsyncGenerator[Event, None]:
         """Deltas, then the end of the choice. Raises: StreamInterrupted, DeadlineExceeded."""
         answer = self.answer
+        alarm = self._set_alarm()
         try:
             while not answer.is_done:
                 try:
@@ -69,7 +73,20 @@ class ChoiceRun:
                 for event in answer.add(output) if output else answer.end(FinishReason.TIME_LIMIT):
                     yield event
         finally:
+            if alarm is not None:
+                alarm.cancel()
             self.stream.cancel()
+
+    def _set_alarm(self) -> asyncio.TimerHandle | None:
+        """One timer for the whole choice: a time limit around every wait would cost more than the wait."""
+        limits_s = [limit_s for limit_s in (self._job.call.deadline_s, self._soft_limit_s) if limit_s is not None]
+        if not limits_s:
+            return None
+        return asyncio.get_running_loop().call_at(min(limits_s), self._time_is_up)
+
+    def _time_is_up(self) -> None:
+        self._is_time_up = True
+        self.stream.wake()
 
     def _replace_replica(self, loss: StreamInterrupted) -> None:
         self.stream.cancel()
@@ -80,30 +97,19 @@ class ChoiceRun:
 
     async def _next_output(self) -> EngineOutput | None:
         """The next output; None when the soft time limit passed."""
-        job = self._job
-        soft_s = job.options.stop.time_limit_s
-        until_soft_s = None if soft_s is None else job.arrived_s + soft_s
-        limits_s = [t for t in (job.call.deadline_s, until_soft_s) if t is not None]
-        try:
-            async with asyncio.timeout_at(min(limits_s, default=None)):
-                output = await self.stream.next()
-        except TimeoutError:
-            if until_soft_s is not None and asyncio.get_running_loop().time() >= until_soft_s:
+        output = None if self._is_time_up else await self.stream.next()
+        if output is None:
+            if self._soft_limit_s is not None and asyncio.get_running_loop().time() >= self._soft_limit_s:
                 return None
-            raise DeadlineExceeded("decode" if self.answer.output_tokens else "prefill") from None
+            raise DeadlineExceeded("decode" if self.answer.output_tokens else "prefill")
         if output.error:
             raise StreamInterrupted(self.stream.replica_id, self.answer.output_tokens, output.error)
-        self._observe(self.answer, output, job.arrived_s)
+        self._observe(self.answer, output, self._job.arrived_s)
         return output
 
 
 async def interleaved(runs: Sequence[ChoiceRun]) -> AsyncGenerator[Event, None]:
-    """The events of all choices as they come. The first error ends all of them."""
-    if len(runs) == 1:
-        async with aclosing(runs[0].events()) as events:
-            async for event in events:
-                yield event
-        return
+    """The events of several choices as they come. The first error ends all of them."""
     waiting: asyncio.Queue[Event | Exception | None] = asyncio.Queue(WAITING_EVENTS)
 
     async def pump(run: ChoiceRun) -> None:

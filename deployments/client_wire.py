@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field, replace
 
+from deployments.constraint_codec import encode_constraint
 from llama31.chat import (
     BuiltinTool,
     FinishReason,
@@ -20,6 +21,7 @@ from llama31.chat import (
     ToolPromptFormat,
     Usage,
 )
+from llama31.errors import InvalidRequest
 from llama31.v1 import chat_service_pb2 as chat_pb
 from llama31.v1 import common_pb2 as common_pb
 
@@ -159,6 +161,10 @@ def _fill(spec: chat_pb.ChatSpec, options: GenerationOptions) -> None:
             prompt_token_ids=returns.prompt_token_ids,
         )
     )
+    if options.constraint is not None:
+        spec.constraint.CopyFrom(encode_constraint(options.constraint))
+    if options.num_choices != 1:
+        raise InvalidRequest("num_choices", "this client reads one choice; ask several times or use the stubs")
     spec.service.priority = _PRIORITIES[options.priority]
     spec.service.affinity_key = options.affinity_key
 

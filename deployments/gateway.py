@@ -51,6 +51,8 @@ T = TypeVar("T")
 # Prompts above this are encoded in a thread, so that one long prompt does not hold up every stream.
 ENCODE_IN_THREAD_CHARS = 20_000
 OVERLOAD_RETRY_S = 1.0
+# What the worker protocol can say, 49 days; gRPC clients may ask for ten thousand years.
+MAX_DEADLINE_MS = 2**32 - 1
 
 
 class ServiceGateway:
@@ -71,6 +73,9 @@ class ServiceGateway:
         self._fleet = fleet
         self._router = router
         self._metrics = metrics
+        # Observed for every message: looked up once.
+        self._ttft = metrics.child("llama31_ttft_seconds", model=config.model)
+        self._inter_token = metrics.child("llama31_inter_token_seconds", model=config.model)
         self._tenancy = tenancy or Tenancy(metrics)
         self._in_flight: set[tuple[str, str]] = set()
 
@@ -148,8 +153,10 @@ class ServiceGateway:
             raise Overloaded(f"overloaded: this server answers at most {limit} requests at a time", OVERLOAD_RETRY_S)
         self._in_flight.add(in_flight)
         self._metrics.set("llama31_streams_open", len(self._in_flight), model=self._config.model)
-        outcome, used_tokens = RequestCancelled.reason, 0
+        outcome = RequestCancelled.reason
         visit: Visit | None = None
+        job: Job | None = None
+        answers: list[Answer] = []
         try:
             call.tenant.check_options(request.options)
             visit = self._tenancy.enter(call.tenant)
@@ -157,7 +164,6 @@ class ServiceGateway:
             answers = [self._answer(request, job, index) for index in range(job.options.num_choices)]
             async with aclosing(self._generate(job, answers)) as events:
                 async for event in events:
-                    used_tokens = len(job.request.prompt_token_ids) + sum(a.output_tokens for a in answers)
                     yield event
             outcome = answers[0].finish_reason.name
         except Llama31Error as error:
@@ -168,7 +174,7 @@ class ServiceGateway:
             raise
         finally:
             if visit is not None:
-                visit.leave(used_tokens)
+                visit.leave(_used_tokens(job, answers))
             self._in_flight.discard(in_flight)
             self._metrics.set("llama31_streams_open", len(self._in_flight), model=self._config.model)
             self._metrics.add("llama31_requests_total", model=self._config.model, method=method, outcome=outcome)
@@ -263,7 +269,8 @@ class ServiceGateway:
             for index, answer in enumerate(answers):
                 runs.append(ChoiceRun(job, index, answer, self._submit, self._observe))
             yield self._started(job, runs[0].stream)
-            async with aclosing(interleaved(runs)) as events:
+            # The usual single choice saves a layer that every token would pass.
+            async with aclosing(runs[0].events() if len(runs) == 1 else interleaved(runs)) as events:
                 async for event in events:
                     yield event
         finally:
@@ -277,13 +284,13 @@ class ServiceGateway:
     def _observe(self, answer: Answer, output: EngineOutput, arrived_s: float) -> None:
         if not output.tokens.ids:
             return
-        model, now_s = self._config.model, _now_s()
+        now_s = _now_s()
         if answer.last_token_s is None:
             answer.first_token_s = now_s
-            self._metrics.observe("llama31_ttft_seconds", now_s - arrived_s, model=model)
+            self._ttft.observe(now_s - arrived_s)
         else:
             gap_s = (now_s - answer.last_token_s) / len(output.tokens.ids)
-            self._metrics.observe("llama31_inter_token_seconds", gap_s, model=model)
+            self._inter_token.observe(gap_s)
         answer.last_token_s = now_s
 
     def _submit(self, job: Job, request: EngineRequest, attempt: int, avoid: str | None) -> SequenceStream:
@@ -299,7 +306,7 @@ class ServiceGateway:
         deadline_in_ms = 0
         if job.call.deadline_s is not None:
             # Rounded up: the replica's timer is the second line, it must not be the first to fire.
-            deadline_in_ms = max(1, math.ceil((job.call.deadline_s - _now_s()) * 1000))
+            deadline_in_ms = min(max(1, math.ceil((job.call.deadline_s - _now_s()) * 1000)), MAX_DEADLINE_MS)
         return self._fleet.link(route.replica_id).submit(request, attempt, deadline_in_ms)
 
     def _started(self, job: Job, stream: SequenceStream) -> Started:
@@ -344,6 +351,13 @@ def _constraint(request: ChatRequest | CompletionRequest) -> Constraint | None:
     if own is not None:
         raise InvalidRequest("spec.constraint", "cannot be kept by an answer that must be a tool call; leave one out")
     return JsonSchema(required_call_schema(request.tools, request.tool_policy))
+
+
+def _used_tokens(job: Job | None, answers: Sequence[Answer]) -> int:
+    """What a tenant is charged: nothing for a request that no replica began."""
+    output_tokens = sum(answer.output_tokens for answer in answers)
+    is_begun = job is not None and any(answer.first_token_s is not None for answer in answers)
+    return len(job.request.prompt_token_ids) + output_tokens if job is not None and is_begun else 0
 
 
 def _or(chosen: T | None, default: T) -> T:

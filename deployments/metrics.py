@@ -49,7 +49,7 @@ METRICS: Mapping[str, Metric] = MappingProxyType(
                 ("model", "method", "outcome"),
                 "requests",
                 "Requests that ended, by finish reason or error reason.",
-                "An error outcome that grows: look up its reason in llama31/errors.py.",
+                "An error outcome that grows: look up its reason in docs/errors.md.",
             ),
             Metric(
                 "llama31_streams_open",
@@ -191,6 +191,10 @@ class Metrics:
 
     def __init__(self) -> None:
         self._instruments: dict[str, Any] = {name: _instrument(metric) for name, metric in METRICS.items()}
+
+    def child(self, name: str, **labels: str) -> Any:
+        """One series of prometheus_client, for what is counted too often to be looked up each time."""
+        return self._instruments[name].labels(**labels)
 
     def add(self, name: str, amount: float = 1, **labels: str) -> None:
         """Counts."""

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
 
-from llama31 import chat
+from deployments.constraint_codec import decode_constraint, encode_constraint
 from llama31.chat import FinishReason, TokenColumns
 from llama31.engine import EngineOutput, EngineRequest, EngineState, Limits, Sampling
 from llama31.errors import Unsupported
@@ -44,7 +44,7 @@ def encode_submit(request: EngineRequest) -> pb.Submit:
         message.logprobs = True
         message.top_logprobs = request.top_logprobs
     if request.constraint is not None:
-        message.constraint.CopyFrom(_encode_constraint(request.constraint))
+        message.constraint.CopyFrom(encode_constraint(request.constraint))
     return message
 
 
@@ -80,23 +80,6 @@ def decode_submit(message: pb.Submit) -> EngineRequest:
         cache_salt=message.cache_salt,
         constraint=decode_constraint(message.constraint),
     )
-
-
-def decode_constraint(message: common_pb2.OutputConstraint) -> chat.Constraint | None:
-    """What output must look like; None if nothing was asked for."""
-    match message.WhichOneof("kind"):
-        case "json_schema":
-            return chat.JsonSchema(message.json_schema)
-        case "any_json_object":
-            return chat.AnyJsonObject() if message.any_json_object else None
-        case "regex":
-            return chat.Regex(message.regex)
-        case "grammar":
-            return chat.Grammar(message.grammar)
-        case "one_of":
-            return chat.OneOf(tuple(message.one_of.values))
-        case _:
-            return None
 
 
 def encode_output(output: EngineOutput, attempt: int, first_token: int) -> pb.Output:
@@ -190,20 +173,6 @@ def decode_state(message: pb.WatchResponse) -> EngineState:
         output_tokens_total=message.output_tokens_total,
         cached_prompt_tokens_total=message.cached_prompt_tokens_total,
     )
-
-
-def _encode_constraint(constraint: chat.Constraint) -> common_pb2.OutputConstraint:
-    match constraint:
-        case chat.JsonSchema(schema):
-            return common_pb2.OutputConstraint(json_schema=schema)
-        case chat.AnyJsonObject():
-            return common_pb2.OutputConstraint(any_json_object=True)
-        case chat.Regex(pattern):
-            return common_pb2.OutputConstraint(regex=pattern)
-        case chat.Grammar(text):
-            return common_pb2.OutputConstraint(grammar=text)
-        case chat.OneOf(values):
-            return common_pb2.OutputConstraint(one_of=common_pb2.ChoiceList(values=values))
 
 
 def _encode_columns(columns: TokenColumns) -> common_pb2.TokenColumns:

@@ -42,8 +42,9 @@ class StreamDecoder:
     """Decodes one output stream.
 
     However the ids are cut into pushes, the joined text is the same: the UTF-8 text of all ids (invalid
-    bytes as U+FFFD, control tokens left out) up to where the first stop sequence is complete; of stops
-    that complete together the longest counts. The stop itself is given only with `keep_stop_text`.
+    bytes as U+FFFD, control tokens and an unfinished last character left out) up to where the first stop
+    sequence is complete; of stops that complete together the longest counts. The stop itself is given only
+    with `keep_stop_text`.
 
     An id is released with the last of its text. The id that completes a stop is the last one released.
     """
@@ -82,14 +83,11 @@ class StreamDecoder:
         return self._decoded_chars
 
     def finish(self) -> Piece:
-        """Gives out whatever was held back; an unfinished character becomes U+FFFD."""
+        """Gives out whatever was held back. A character that the end cut short is left out, its ids are not."""
         if self._done:
             return Piece()
-        piece = self._take(self._utf8.decode(b"", final=True))
-        if piece.matched_stop is not None:
-            return piece
         self._done = True
-        return Piece(piece.text + self._held_text, piece.released_ids + len(self._needed_chars))
+        return Piece(self._held_text, len(self._needed_chars))
 
     def _push_one(self, token_id: int) -> Piece:
         is_control = token_id in self._tokenizer.special_ids

@@ -73,7 +73,8 @@ def engine_arguments(settings: VllmSettings) -> dict[str, Any]:
         # Only constrained output needs one there; checkpoints without tokenizer.json do without it.
         "skip_tokenizer_init": not (settings.checkpoint / "tokenizer.json").is_file(),
         # Compiles in milliseconds whatever the schema, and is the library that checks it at the door.
-        "structured_outputs_config": {"backend": "guidance"},
+        # Free white space would let a small model fill its whole limit with it.
+        "structured_outputs_config": {"backend": "guidance", "disable_any_whitespace": True},
         "tensor_parallel_size": settings.plan.tp,
         "pipeline_parallel_size": settings.plan.pp,
         "distributed_executor_backend": "ray",
@@ -360,5 +361,7 @@ def _interval_s(metrics: Any, start: str, end: str) -> float:
 
 
 def _first_line(error: BaseException) -> str:
-    text = str(error).strip() or type(error).__name__
+    # vLLM wraps what went wrong in an EngineGenerateError without words.
+    cause = error.__cause__ or error
+    text = str(cause).strip() or type(cause).__name__
     return text.splitlines()[0][:300]

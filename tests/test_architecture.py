@@ -61,6 +61,7 @@ WIRE_FILES = (
     "deployments/replica_link.py",
     "deployments/client.py",
     "deployments/client_wire.py",
+    "deployments/constraint_codec.py",
 )
 ENVIRONMENT_FILES = ("deployments/config.py", "llama31/vllm_*.py", "cluster/local.py")
 

@@ -15,6 +15,7 @@ import grpc
 from deployments.call import Gateway, ModelStatus
 from deployments.ingress import health, oip, oip_codec, proto_answers, proto_codec, reflection
 from deployments.ingress.complete_many import CompleteMany
+from deployments.ingress.decoding import decoded
 from deployments.ingress.interceptors import Rpc, RpcGuard
 from deployments.tenant import Authenticate, everybody_is_local
 from llama31.chat import Completed, Event, Started
@@ -124,9 +125,13 @@ def server_options(settings: IngressSettings) -> list[tuple[str, int]]:
         ("grpc.server_handshake_timeout_ms", round(settings.handshake_s * 1000)),
         # A connection without calls is closed; clients open another with their next call.
         ("grpc.max_connection_idle_ms", round(settings.connection_idle_s * 1000)),
-        # A client may ping while a long prefill sends nothing, at any rate.
-        ("grpc.http2.min_ping_interval_without_data_ms", 10_000),
-        ("grpc.http2.max_ping_strikes", 0),
+        # Above its default of 1,000 calls that we have not seen yet, core cancels some of them without a word:
+        # clients should rather hear from us that there is too much to do.
+        ("grpc.server.max_pending_requests", 4096),
+        ("grpc.server.max_pending_requests_hard_limit", 8192),
+        # A client may ping while a long prefill sends nothing, but not flood: no keepalive is faster than this.
+        ("grpc.http2.min_ping_interval_without_data_ms", 500),
+        ("grpc.http2.max_ping_strikes", 10),
         ("grpc.keepalive_permit_without_calls", 1),
         # Finds dead clients; without `ping_timeout_ms` the answer to a ping may take a minute.
         ("grpc.keepalive_time_ms", round(settings.keepalive_time_s * 1000)),
@@ -186,19 +191,19 @@ class _Generation:
         self._gateway = gateway
 
     async def chat(self, request: bytes, rpc: Rpc) -> bytes:
-        events = self._gateway.chat(proto_codec.decode_chat(request), rpc.call)
+        events = self._gateway.chat(await decoded(proto_codec.decode_chat, request), rpc.call)
         return (await _collect(events, rpc)).encode_chat()
 
     async def stream_chat(self, request: bytes, rpc: Rpc) -> None:
-        events = self._gateway.chat(proto_codec.decode_stream_chat(request), rpc.call)
+        events = self._gateway.chat(await decoded(proto_codec.decode_stream_chat, request), rpc.call)
         await _forward(events, proto_answers.encode_chat_event, rpc)
 
     async def complete(self, request: bytes, rpc: Rpc) -> bytes:
-        events = self._gateway.complete(proto_codec.decode_complete(request), rpc.call)
+        events = self._gateway.complete(await decoded(proto_codec.decode_complete, request), rpc.call)
         return (await _collect(events, rpc)).encode_completion()
 
     async def stream_complete(self, request: bytes, rpc: Rpc) -> None:
-        events = self._gateway.complete(proto_codec.decode_stream_complete(request), rpc.call)
+        events = self._gateway.complete(await decoded(proto_codec.decode_stream_complete, request), rpc.call)
         await _forward(events, proto_answers.encode_completion_event, rpc)
 
 

@@ -15,13 +15,13 @@ import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Mapping
 from dataclasses import dataclass
 from functools import partial
-from typing import TypeVar
 from urllib.parse import unquote
 
 from aiohttp import web
 
 from deployments.call import Call, Gateway, ModelStatus
 from deployments.ingress import openai_codec
+from deployments.ingress.decoding import decoded
 from deployments.ingress.http_answers import headers, json_answer
 from deployments.ingress.http_connection import Connection
 from deployments.ingress.http_exchange import Exchange
@@ -43,15 +43,11 @@ from llama31.errors import (
     PortInUse,
 )
 
-# Bodies above this are read in a thread, so that one long prompt does not hold up every stream.
-DECODE_IN_THREAD_BYTES = 256 * 2**10
-
 _MODEL_PATH = "/v1/models/"
 _ANSWERING_STATES = ("ready", "degraded")
 _LAST_BYTES_S = 0.1
 _LOG = logging.getLogger(__name__)
 
-_T = TypeVar("_T")
 Method = Callable[[web.BaseRequest, Exchange], Awaitable[web.StreamResponse]]
 
 
@@ -66,6 +62,7 @@ class HttpSettings:
     body_s: float = 30.0
     # Longer than the idle time of the usual proxies, so that none of them reuses a connection that is closed.
     keepalive_s: float = 75.0
+    backlog: int = 2048
     # How long an answered connection is read on, so that a client in the middle of its body hears the answer.
     linger_s: float = 2.0
     write_stall_s: float = 30.0
@@ -109,6 +106,8 @@ class HttpIngress:
                 settings.host,
                 settings.port,
                 reuse_port=settings.so_reuseport,
+                # Clients that all come at once should be refused in words, not by lost packets.
+                backlog=settings.backlog,
                 ssl=self._tls,
                 ssl_handshake_timeout=settings.headers_s if self._tls else None,
             )
@@ -203,13 +202,13 @@ class HttpIngress:
     async def _chat(self, request: web.BaseRequest, exchange: Exchange) -> web.StreamResponse:
         with self._counted():
             call = exchange.call(self._authenticate)
-            asked, wanted = await _decoded(openai_codec.decode_chat, await exchange.body())
+            asked, wanted = await decoded(openai_codec.decode_chat, await exchange.body())
             return await self._generate("chat", self._gateway.chat(asked, call), exchange, call, wanted)
 
     async def _complete(self, request: web.BaseRequest, exchange: Exchange) -> web.StreamResponse:
         with self._counted():
             call = exchange.call(self._authenticate)
-            asked, wanted = await _decoded(openai_codec.decode_completion, await exchange.body())
+            asked, wanted = await decoded(openai_codec.decode_completion, await exchange.body())
             events = complete_all(self._gateway, asked, call)
             return await self._generate("completion", events, exchange, call, wanted)
 
@@ -283,12 +282,6 @@ class HttpIngress:
     async def _status_fleet(self, request: web.BaseRequest, exchange: Exchange) -> web.StreamResponse:
         exchange.call(self._authenticate)
         return _html(self._page.fleet(), exchange)
-
-
-async def _decoded(decode: Callable[[bytes], _T], body: bytes) -> _T:
-    if len(body) > DECODE_IN_THREAD_BYTES:
-        return await asyncio.to_thread(decode, body)
-    return decode(body)
 
 
 def _json(value: Json, exchange: Exchange) -> web.Response:

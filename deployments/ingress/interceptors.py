@@ -19,6 +19,7 @@ from typing import NoReturn, TypeAlias, TypeVar
 import grpc
 
 from deployments.call import Call
+from deployments.ingress.stalled_writes import StalledWrites
 from deployments.ingress.status import rich_status, status_row, trailing_metadata
 from deployments.tenant import Authenticate, Tenant, everybody_is_local
 from llama31.chat import Started
@@ -29,7 +30,6 @@ from llama31.errors import (
     MalformedMessage,
     RequestCancelled,
     RequestTimeout,
-    SlowConsumer,
 )
 
 REQUEST_ID_KEY = "x-request-id"
@@ -40,6 +40,7 @@ AUTHORIZATION_KEY = "authorization"
 
 _REQUEST_ID = re.compile(r"[A-Za-z0-9._-]{1,128}")
 _LOG = logging.getLogger(__name__)
+_GONE = "the client went away"
 
 Context: TypeAlias = "grpc.aio.ServicerContext[bytes, bytes]"
 _Q = TypeVar("_Q")
@@ -51,7 +52,8 @@ class Rpc:
 
     call: Call
     context: Context
-    write_stall_s: float
+    writes: StalledWrites
+    task: asyncio.Task[object]
 
     async def send_headers(self, started: Started) -> None:
         """Tells who answers. gRPC clients never retry after headers, so they wait for the admission."""
@@ -68,11 +70,9 @@ class Rpc:
     async def write(self, message: bytes) -> None:
         """Sends one message. Raises: RequestCancelled if the client went away, SlowConsumer if it does not read."""
         try:
-            with _client_gone():
-                async with asyncio.timeout(self.write_stall_s):
-                    await self.context.write(message)
-        except TimeoutError:
-            raise SlowConsumer(f"slow consumer: nothing was read for {self.write_stall_s:g} s") from None
+            await self.writes.bound(self.context.write(message), self.task)
+        except grpc.aio.BaseError:
+            raise RequestCancelled(_GONE) from None
 
 
 @contextlib.contextmanager
@@ -81,7 +81,7 @@ def _client_gone() -> Iterator[None]:
     try:
         yield
     except grpc.aio.BaseError:
-        raise RequestCancelled("the client went away") from None
+        raise RequestCancelled(_GONE) from None
 
 
 UnaryMethod: TypeAlias = Callable[[bytes, Rpc], Awaitable[bytes]]
@@ -97,7 +97,7 @@ class RpcGuard:
     ) -> None:
         self._authenticate = authenticate
         self.draining = asyncio.Event()
-        self._write_stall_s = write_stall_s
+        self._writes = StalledWrites(write_stall_s)
         self._request_wait_s = request_wait_s
         self._in_flight = 0
         self._idle = asyncio.Event()
@@ -170,10 +170,10 @@ class RpcGuard:
         try:
             request_id = _request_id(context) or request_id
             if is_health:
-                return await method(await receive(context), Rpc(Call(request_id), context, self._write_stall_s))
+                return await method(await receive(context), self._rpc(Call(request_id), context))
             # Who may not ask is not listened to.
             tenant = self._tenant(context)
-            rpc = Rpc(Call(request_id, _deadline_s(context), tenant), context, self._write_stall_s)
+            rpc = self._rpc(Call(request_id, _deadline_s(context), tenant), context)
             request = await receive(context)
             with self._counted():
                 return await method(request, rpc)
@@ -193,6 +193,11 @@ class RpcGuard:
             _LOG.exception("request %s failed", request_id)
             failure = InternalError()
         await _abort(context, failure, request_id, prompt_field)
+
+    def _rpc(self, call: Call, context: Context) -> Rpc:
+        task = asyncio.current_task()
+        assert task is not None
+        return Rpc(call, context, self._writes, task)
 
     async def check_key(self, context: Context) -> None:
         """For methods that are not ours: ends the call unless it brings a key."""
@@ -239,4 +244,8 @@ def _deadline_s(context: Context) -> float | None:
 
 async def _abort(context: Context, error: Llama31Error, request_id: str, prompt_field: str) -> NoReturn:
     status = rich_status(error, request_id, prompt_field)
-    await context.abort(status_row(error).grpc_code, status.message, trailing_metadata(error, status))
+    try:
+        await context.abort(status_row(error).grpc_code, status.message, trailing_metadata(error, status))
+    except grpc.aio.InternalError:
+        # The client went away with the status still on its way.
+        raise asyncio.CancelledError from None

@@ -71,15 +71,15 @@ def decode_chat(body: bytes) -> tuple[chat.ChatRequest, Wanted]:
     """A body of /v1/chat/completions. Raises: InvalidRequest, Unsupported, PermissionDenied."""
     fields = parse_object(body)
     model = _model(fields)
+    returns = chat.ReturnChoices(
+        logprobs=bool(fields.flag("logprobs")), top_logprobs=fields.integer("top_logprobs") or 0
+    )
+    options, constraint_field = read_options(fields, returns, "top_logprobs")
     messages = tuple(_message(m) for m in fields.objects("messages"))
     limits.check_dialog(messages, "messages", "content")
     for name, instead in (("functions", "tools"), ("function_call", "tool_choice")):
         limits.refuse(fields.take(name), name, f"is not offered; use {instead}")
     tools = _tools(fields)
-    returns = chat.ReturnChoices(
-        logprobs=bool(fields.flag("logprobs")), top_logprobs=fields.integer("top_logprobs") or 0
-    )
-    options, constraint_field = read_options(fields, returns, "top_logprobs")
     request = chat.ChatRequest(model, messages, options, tools=tools, tool_policy=_tool_policy(fields, tools))
     wanted = _wanted(fields, model, options.num_choices, "messages", constraint_field)
     fields.done()

@@ -37,7 +37,10 @@ _STATES = {
 
 def encode_chat_event(sequence: int, event: chat.Event) -> bytes:
     """One `StreamChatResponse`; the caller counts `sequence` from 1."""
-    out = chat_pb.ChatEvent(sequence=sequence)
+    # Filled in place: a message that is put into another one is copied, which every token would pay for.
+    message = chat_pb.StreamChatResponse()
+    out = message.event
+    out.sequence = sequence
     match event:
         case chat.Started():
             out.started.CopyFrom(_chat_started(event))
@@ -59,7 +62,7 @@ def encode_chat_event(sequence: int, event: chat.Event) -> bytes:
             out.choice_done.matched_stop = event.matched_stop
         case chat.Completed():
             out.completed.usage.CopyFrom(_usage(event.usage))
-    return chat_pb.StreamChatResponse(event=out).SerializeToString()
+    return message.SerializeToString()
 
 
 def encode_completion_event(sequence: int, event: chat.Event) -> bytes:

@@ -13,12 +13,12 @@ from typing import TypeVar
 from google.protobuf.duration_pb2 import Duration
 from google.protobuf.message import DecodeError, Message
 
+from deployments.constraint_codec import decode_constraint
 from deployments.ingress import limits
 from deployments.ingress.constraints import check_constraint
 from deployments.ingress.limits import check as _check
 from deployments.ingress.limits import refuse as _refuse
 from deployments.ingress.proto_tools import decode_messages, decode_tool_use
-from deployments.worker_codec import decode_constraint
 from llama31 import chat
 from llama31.errors import InvalidRequest, MalformedMessage
 from llama31.v1 import chat_service_pb2 as chat_pb

@@ -42,7 +42,7 @@ def decode_tool_use(
     """Which tools there are, whether they must be called, and how they are described. Raises: InvalidRequest."""
     _require(len(spec.tools) <= MAX_TOOLS, "spec.tools", f"must hold at most {MAX_TOOLS} tools")
     tools = [_tool(tool, f"spec.tools[{i}]") for i, tool in enumerate(spec.tools)]
-    check_tools(tools, "spec.tools", "name", "description", "schema_json")
+    check_tools(tools, "spec.tools", "function.name", "function.description", "function.parameters_json_schema")
     style = _FORMATS.get(spec.tool_prompt_format)
     if style is None:
         raise InvalidRequest("spec.tool_prompt_format", "is none of the known formats")

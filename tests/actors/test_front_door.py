@@ -35,7 +35,7 @@ def address(ray_cluster: LocalCluster) -> Iterator[str]:
         yield address
 
 
-def spec(question: str, max_tokens: int = 60, **fields: Any) -> chat_pb.ChatSpec:
+def spec(question: str, max_tokens: int = 100, **fields: Any) -> chat_pb.ChatSpec:
     message = chat_pb.Message(role=chat_pb.ROLE_USER, parts=[chat_pb.Part(text=question)])
     stop = common_pb.StopOptions(max_output_tokens=max_tokens)
     return chat_pb.ChatSpec(model=MODEL, messages=[message], stop=stop, **fields)
@@ -54,20 +54,14 @@ def is_person(text: str) -> bool:
 
 
 CONSTRAINTS = [
-    (common_pb.OutputConstraint(json_schema=json.dumps(PERSON)), is_person),
-    (
-        common_pb.OutputConstraint(regex=r"[A-Z][a-z]{2,8} is [0-9]{1,3} km away\."),
-        re.compile(r".* km away\.").fullmatch,
-    ),
-    (common_pb.OutputConstraint(one_of=common_pb.ChoiceList(values=["red", "green"])), {"red", "green"}.__contains__),
-    (
-        common_pb.OutputConstraint(grammar='root ::= "yes" | "no" ", because " [a-z]+ "."'),
-        re.compile(r"yes|no, .*").match,
-    ),
+    ({"json_schema": json.dumps(PERSON)}, is_person),
+    ({"regex": r"[A-Z][a-z]{2,8} is [0-9]{1,3} km away\."}, re.compile(r".* km away\.").fullmatch),
+    ({"one_of": common_pb.ChoiceList(values=["red", "green"])}, {"red", "green"}.__contains__),
+    ({"grammar": 'root ::= "yes" | "no, because " [a-z]+ "."'}, re.compile(r"yes|no, because [a-z]*").match),
 ]
 
 
-@pytest.mark.parametrize(("constraint", "holds"), CONSTRAINTS, ids=lambda v: str(v)[:20].strip())
+@pytest.mark.parametrize(("constraint", "holds"), CONSTRAINTS, ids=["json_schema", "regex", "one_of", "grammar"])
 async def test_output_obeys_its_constraint(address: str, constraint: dict[str, Any], holds: Any) -> None:
     # Hot sampling of a small model: unconstrained, it would not hold.
     sampling = common_pb.SamplingOptions(temperature=1.5, num_choices=4, seed=3)
@@ -102,3 +96,24 @@ async def test_many_prompts_over_one_call(address: str) -> None:
     assert len(answers) == 40
     assert answers.pop("3").error.reason == "INVALID_FIELD"
     assert all(answer.response.usage.output_tokens == 5 for answer in answers.values())
+
+
+WEATHER = {
+    "type": "object",
+    "properties": {"city": {"type": "string", "maxLength": 20}},
+    "required": ["city"],
+    "additionalProperties": False,
+}
+
+
+async def test_a_required_call_comes_as_a_call(address: str) -> None:
+    tool = chat_pb.Tool(function=chat_pb.FunctionTool(name="weather", parameters_json_schema=json.dumps(WEATHER)))
+    policy = chat_pb.ToolPolicy(mode=chat_pb.ToolPolicy.MODE_REQUIRED)
+    question = spec("What is the weather in Paris?", tools=[tool], tool_policy=policy)
+    async with grpc.aio.insecure_channel(address) as channel:
+        response = await chat_grpc.ChatServiceStub(channel).Chat(chat_pb.ChatRequest(spec=question), timeout=120)
+    (choice,) = response.choices
+    assert choice.finish_reason == common_pb.FINISH_REASON_TOOL_CALLS
+    (call,) = [part.tool_call for part in choice.message.parts if part.HasField("tool_call")]
+    assert call.name == "weather"
+    assert set(json.loads(call.arguments_json)) == {"city"}

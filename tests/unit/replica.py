@@ -145,10 +145,12 @@ async def running_gateway(
         yield System(gateway, fleet, directory, replicas)
 
 
-def gateway_config(replicas: int = 1, max_output_tokens: int = 64, **engine: Any) -> ServiceConfig:
+def gateway_config(
+    replicas: int = 1, max_output_tokens: int = 64, max_requests: int = 100, **engine: Any
+) -> ServiceConfig:
     """A small context, so that tests can fill it."""
     section = {"kind": "scripted", "device": "cpu", "kv_cache_bytes": 1 << 20, "max_model_tokens": 512, **engine}
-    ingress = {"max_output_tokens": max_output_tokens}
+    ingress = {"max_output_tokens": max_output_tokens, "max_requests": max_requests}
     return parse_config({"model": MODEL, "replicas": max(1, replicas), "engine": section, "ingress": ingress}, "test")
 
 

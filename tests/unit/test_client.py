@@ -30,6 +30,7 @@ from deployments.client_wire import ToolUse
 from deployments.ingress.grpc import GrpcIngress, IngressSettings
 from llama31 import errors
 from llama31.chat import (
+    AnyJsonObject,
     BuiltinTool,
     ChatRequest,
     ChoiceDone,
@@ -39,8 +40,11 @@ from llama31.chat import (
     FinishReason,
     FunctionTool,
     GenerationOptions,
+    JsonSchema,
     Message,
+    OneOf,
     Priority,
+    Regex,
     ReturnChoices,
     Role,
     SamplingChoices,
@@ -102,6 +106,7 @@ OPTIONS = GenerationOptions(
     returns=ReturnChoices(False, True, True, 5, True),
     priority=Priority.BATCH,
     affinity_key="user-1",
+    constraint=Regex("a+"),
 )
 UNSET = GenerationOptions()
 
@@ -113,6 +118,9 @@ UNSET = GenerationOptions()
         UNSET,
         replace(UNSET, sampling=SamplingChoices(temperature=0.0, top_k=0, seed=0)),
         replace(UNSET, priority=Priority.INTERACTIVE),
+        replace(UNSET, constraint=JsonSchema("{}")),
+        replace(UNSET, constraint=AnyJsonObject()),
+        replace(UNSET, constraint=OneOf(("a", "b"))),
     ],
 )
 async def test_every_option_arrives(server: Server, options: GenerationOptions) -> None:
@@ -120,6 +128,12 @@ async def test_every_option_arrives(server: Server, options: GenerationOptions) 
     async with Client(server.address) as llama:
         await llama.chat(turns, model=MODEL, options=options, date="26 Jul 2024").text()
     assert server.gateway.requests == [ChatRequest(MODEL, tuple(turns), options, "26 Jul 2024")]
+
+
+async def test_several_choices_are_refused_in_words(server: Server) -> None:
+    async with Client(server.address) as llama:
+        with pytest.raises(errors.InvalidRequest, match="this client reads one choice"):
+            await llama.chat("?", model=MODEL, options=GenerationOptions(num_choices=2)).text()
 
 
 async def test_tools_go_out_and_calls_come_back(server: Server) -> None:

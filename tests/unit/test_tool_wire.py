@@ -77,7 +77,7 @@ GOOD_SCHEMAS = [
 def test_bad_schemas(schema: str) -> None:
     with pytest.raises(InvalidRequest) as caught:
         decode(**with_schema(schema))
-    assert caught.value.field == "spec.tools[0].schema_json"
+    assert caught.value.field == "spec.tools[0].function.parameters_json_schema"
 
 
 @pytest.mark.parametrize("schema", GOOD_SCHEMAS, ids=lambda v: v[:40])
@@ -91,13 +91,13 @@ def test_good_schemas(schema: str) -> None:
         ({"tools": [{}]}, "spec.tools[0]"),
         ({"tools": [{"builtin": 99}]}, "spec.tools[0].builtin"),
         ({"tools": [{"builtin": 0}]}, "spec.tools[0].builtin"),
-        ({"tools": [{"function": {"name": "f<|eot_id|>"}}]}, "spec.tools[0].name"),
-        ({"tools": [{"function": {}}]}, "spec.tools[0].name"),
-        ({"tools": [{"function": {"name": "x" * 65}}]}, "spec.tools[0].name"),
-        ({"tools": [FUNCTION, FUNCTION]}, "spec.tools[1].name"),
-        ({"tools": [{"builtin": 1}, {"function": {"name": "brave_search"}}]}, "spec.tools[1].name"),
+        ({"tools": [{"function": {"name": "f<|eot_id|>"}}]}, "spec.tools[0].function.name"),
+        ({"tools": [{"function": {}}]}, "spec.tools[0].function.name"),
+        ({"tools": [{"function": {"name": "x" * 65}}]}, "spec.tools[0].function.name"),
+        ({"tools": [FUNCTION, FUNCTION]}, "spec.tools[1].function.name"),
+        ({"tools": [{"builtin": 1}, {"function": {"name": "brave_search"}}]}, "spec.tools[1].function.name"),
         ({"tools": [{"function": {"name": f"f{i}"}} for i in range(129)]}, "spec.tools"),
-        ({"tools": [{"function": {"name": "f", "description": "x" * 20_000}}]}, "spec.tools[0].description"),
+        ({"tools": [{"function": {"name": "f", "description": "x" * 20_000}}]}, "spec.tools[0].function.description"),
         ({"tool_policy": {"mode": 55}}, "spec.tool_policy.mode"),
         ({"tool_policy": {"mode": "MODE_REQUIRED"}}, "spec.tool_policy"),
         ({"tool_policy": {"function_name": "f"}}, "spec.tool_policy.function_name"),
