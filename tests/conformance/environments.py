@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import fcntl
 import hashlib
+import platform
 import shutil
 import subprocess
 import sys
@@ -15,6 +16,10 @@ from deployments.config import cache_dir
 PINS = Path(__file__).parent / "pins"
 CLIENTS = Path(__file__).parent / "clients"
 INSTALL_LIMIT_S = 180
+
+# The package unpacks its shared libraries only where it finds the platform that it was made for.
+CHROMIUM_PLATFORM = "AWS_EXECUTION_ENV=AWS_Lambda_nodejs22.x"
+UNPACK_CHROMIUM = "require('@sparticuz/chromium').executablePath()"
 
 
 class NotToBeHad(Exception):
@@ -34,8 +39,18 @@ def triton_command(script: str) -> list[str]:
 
 def node_command(script: str) -> list[str]:
     """Runs a script with Node.js and the pinned packages. Raises: NotToBeHad."""
-    home = _made("node", ("node.txt", "package.json", "package-lock.json"), _install_node)
+    home = _made("node", ("node.txt", "package.json", "package-lock.json"), lambda home: _install_node(home, PINS))
     return ["env", f"NODE_PATH={home / 'node_modules'}", str(_node(home)), str(CLIENTS / script)]
+
+
+def browser_command(script: str) -> list[str]:
+    """Runs a script that drives the pinned Chromium. Raises: NotToBeHad."""
+    if platform.machine() != "x86_64":
+        raise NotToBeHad("the package holds a Chromium for x86-64 only")
+    pins = ("node.txt", "browser/package.json", "browser/package-lock.json", "browser/fonts.conf")
+    home = _made("browser", pins, _install_browser)
+    variables = (f"NODE_PATH={home / 'node_modules'}", f"BROWSER_HOME={home}")
+    return ["env", *variables, str(_node(home)), str(CLIENTS / script)]
 
 
 def own_command(script: str) -> list[str]:
@@ -66,12 +81,21 @@ def _install_python(home: Path, pins: str) -> None:
     _run(sys.executable, "-m", "pip", "--python", python, "install", "--quiet", "--no-deps", "--requirement", file)
 
 
-def _install_node(home: Path) -> None:
+def _install_node(home: Path, pins: Path) -> None:
     _install_python(home, "node.txt")
     for name in ("package.json", "package-lock.json"):
-        shutil.copy(PINS / name, home)
+        shutil.copy(pins / name, home)
     npm = _node(home).parent.parent / "lib" / "node_modules" / "npm" / "bin" / "npm-cli.js"
     _run(str(_node(home)), str(npm), "ci", "--ignore-scripts", "--no-audit", "--no-fund", cwd=home)
+
+
+def _install_browser(home: Path) -> None:
+    _install_node(home, PINS / "browser")
+    shutil.copy(PINS / "browser" / "fonts.conf", home)
+    unpacked = home / "chromium"
+    unpacked.mkdir()
+    variables = (f"NODE_PATH={home / 'node_modules'}", f"TMPDIR={unpacked}", CHROMIUM_PLATFORM)
+    subprocess.run(["env", *variables, str(_node(home)), "-e", UNPACK_CHROMIUM], timeout=INSTALL_LIMIT_S, check=True)
 
 
 def _node(home: Path) -> Path:

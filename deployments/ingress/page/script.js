@@ -22,9 +22,14 @@ function credentials() {
   return key.value ? { authorization: `Bearer ${key.value}` } : {};
 }
 
+// Browsers call a lost connection by many names.
+function unreachable(error) {
+  throw error.name === "AbortError" ? error : new Error("The server cannot be reached.");
+}
+
 async function nameOfModel() {
   if (!form.dataset.model) {
-    const answer = await fetch("/v1/models", { headers: credentials() });
+    const answer = await fetch("/v1/models", { headers: credentials() }).catch(unreachable);
     if (!answer.ok) throw new Error(await failureOf(answer));
     form.dataset.model = (await answer.json()).data[0]?.id ?? "";
   }
@@ -69,7 +74,7 @@ async function* eventsOf(body) {
   const reader = body.pipeThrough(new TextDecoderStream()).getReader();
   let rest = "";
   for (;;) {
-    const { done, value } = await reader.read();
+    const { done, value } = await reader.read().catch(unreachable);
     if (done) return;
     const parts = (rest + value).split("\n\n");
     rest = parts.pop();
@@ -94,7 +99,8 @@ async function ask(signal, line) {
   const headers = { "content-type": "application/json", ...credentials() };
   const body = { model: await nameOfModel(), messages, stream: true, stream_options: { include_usage: true } };
   const began = performance.now();
-  const answer = await fetch("/v1/chat/completions", { method: "POST", headers, body: JSON.stringify(body), signal });
+  const request = { method: "POST", headers, body: JSON.stringify(body), signal };
+  const answer = await fetch("/v1/chat/completions", request).catch(unreachable);
   if (!answer.ok) throw new Error(await failureOf(answer));
   let first = null;
   for await (const event of eventsOf(answer.body)) {
@@ -134,7 +140,7 @@ async function submit() {
   try {
     await ask(running.signal, line);
   } catch (error) {
-    if (error.name !== "AbortError") say("error", error.message || "The server cannot be reached.");
+    if (error.name !== "AbortError") say("error", error.message || "The server did not say what went wrong.");
   }
   line.classList.remove("waiting");
   // A question without an answer is taken back, so that the next one starts from a whole dialog.
