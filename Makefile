@@ -15,14 +15,17 @@ UV := uv==0.13.9
 PLAN ?= tp2
 
 BIN := .venv/bin
-PROTOS := $(sort $(patsubst protos/%,%,$(wildcard protos/llama31/v1/*.proto protos/llama31/worker/v1/*.proto)))
-STUB_DIRS := llama31/v1 llama31/worker/v1
+PROTO_DIRS := llama31/v1 llama31/worker/v1 llama31/oip/v2
+PROTOS := $(sort $(patsubst protos/%,%,$(wildcard $(PROTO_DIRS:%=protos/%/*.proto))))
+# What clients may rely on; the worker protocol is not part of it.
+RELEASED_API := protos/released.binpb
+STUB_DIRS := $(PROTO_DIRS)
 GENERATE = $(BIN)/python -m grpc_tools.protoc -Iprotos --python_out=$(1) --pyi_out=$(1) --grpc_python_out=$(1) $(PROTOS)
 
-.PHONY: help setup demo test check protos lock clean
+.PHONY: help setup demo test check protos docs release-api lock clean
 
 help:  ## this list
-	@grep -hE '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z]+):.*## */\1\t/' | expand -t 10
+	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## */\1\t/' | expand -t 13
 
 setup: .venv/.project  ## create .venv and install everything (2 GB, about 1 min)
 
@@ -33,10 +36,11 @@ test: setup  ## prepare the weights, run every test
 	@$(BIN)/llama31 weights prepare
 	@$(BIN)/python -m pytest
 
-check: setup  ## lint, types, fresh stubs, layer test, unit tests (under 60 s)
+check: setup  ## lint, types, fresh stubs, unbroken API, layer test, unit tests (under 60 s)
 	@$(BIN)/ruff check .
 	@$(BIN)/ruff format --check .
 	@$(BIN)/buf lint protos
+	@$(BIN)/buf breaking protos --against $(RELEASED_API)
 	@rm -rf build/stubs && mkdir -p build/stubs
 	@$(call GENERATE,build/stubs)
 	@for d in $(STUB_DIRS); do diff -r -x __init__.py -x __pycache__ build/stubs/$$d $$d \
@@ -47,6 +51,14 @@ check: setup  ## lint, types, fresh stubs, layer test, unit tests (under 60 s)
 protos: setup  ## write the gRPC stubs anew
 	@$(call GENERATE,.)
 	@echo "wrote $(STUB_DIRS)"
+
+docs: setup  ## write the generated pages of docs/ anew
+	@mkdir -p build
+	@$(BIN)/python -m deployments.ingress.error_page > build/page.md && mv build/page.md docs/errors.md
+	@$(BIN)/python -m deployments.metrics_page > build/page.md && mv build/page.md docs/metrics.md
+
+release-api: setup  ## promise the present API: from now on it may only grow
+	@$(BIN)/buf build protos --exclude-path protos/llama31/worker --exclude-source-info -o $(RELEASED_API)
 
 lock: setup  ## resolve requirements/packages.in to requirements/lock.txt
 	@$(BIN)/uv pip compile --quiet --upgrade --python-version 3.11 --no-emit-index-url \

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
-from llama31.chat import ChoiceDone, Delta, Event, FinishReason, GenerationOptions, TokenColumns, Usage
+from llama31.chat import ChoiceDone, Delta, Event, FinishReason, GenerationOptions, TokenColumns, ToolCallDelta, Usage
 from llama31.codec import ModelCodec, Piece
 from llama31.engine import EngineOutput
+from llama31.tool_parser import ToolParser
 
 
 class Answer:
@@ -18,11 +19,15 @@ class Answer:
         options: GenerationOptions,
         model_stop_ids: tuple[int, ...],
         is_limited_by_context: bool,
+        choice: int = 0,
+        tool_parser: ToolParser | None = None,
     ) -> None:
         self._options = options
+        self._choice = choice
         self._model_stop_ids = model_stop_ids
         self._is_limited_by_context = is_limited_by_context
-        self._decoder = codec.decoder(options.stop.stop_sequences, options.stop.keep_stop_text)
+        self._decoder = codec.decoder(options.stop.stop_sequences, options.stop.keep_stop_text, tool_parser)
+        self._call_count = 0
         self._held = TokenColumns()
         self._accounting: EngineOutput | None = None
         self.is_done = False
@@ -53,6 +58,8 @@ class Answer:
             yield delta
         if piece.matched_stop is not None:
             yield self._done(FinishReason.STOP_SEQUENCE, piece.matched_stop)
+        elif reason is FinishReason.END_OF_TURN and self._call_count:
+            yield self._done(FinishReason.TOOL_CALLS)
         else:
             yield self._done(reason)
 
@@ -81,15 +88,21 @@ class Answer:
     def _done(self, reason: FinishReason, matched_stop: str = "") -> ChoiceDone:
         self.is_done = True
         self.finish_reason = reason
-        return ChoiceDone(0, reason, matched_stop)
+        return ChoiceDone(self._choice, reason, matched_stop)
 
     def _delta(self, piece: Piece) -> Delta | None:
-        """Text with the tokens that completed it; nothing if the piece has neither."""
+        """Text and calls with the tokens that completed them; nothing if the piece has none of these."""
         released, self._held = _split(self._held, piece.released_ids)
         returns = self._options.returns
         text = piece.text if returns.text else ""
         tokens = released if (returns.token_ids or returns.logprobs) and released.ids else None
-        return Delta(0, text, tokens) if text or tokens else None
+        first = self._call_count
+        self._call_count += len(piece.calls)
+        calls = tuple(
+            ToolCallDelta(index, call.id, call.name, call.arguments_json)
+            for index, call in enumerate(piece.calls, first)
+        )
+        return Delta(self._choice, text, tokens, calls) if text or tokens or calls else None
 
 
 def _append(held: TokenColumns, new: TokenColumns) -> TokenColumns:

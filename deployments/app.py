@@ -15,8 +15,8 @@ HEALTH_PERIOD_S = 5.0
 INGRESS_CPUS = 0.5
 
 
-def build_app(config: ServiceConfig, cluster_token: str, metrics_dir: str) -> Application:
-    """The ingress with the engine replicas behind it."""
+def build_app(config: ServiceConfig, cluster_token: str, metrics_dir: str, dashboard_url: str) -> Application:
+    """The ingress with the engine replicas behind it; its status page points at the dashboard."""
     bundles = replica_bundles(config.parallel_plan, config.engine.replica_cpus, config.engine.rank_cpus)
     environment = {
         "env_vars": {
@@ -50,7 +50,7 @@ def build_app(config: ServiceConfig, cluster_token: str, metrics_dir: str) -> Ap
         graceful_shutdown_wait_loop_s=0.2,
         ray_actor_options={"num_cpus": INGRESS_CPUS, "runtime_env": environment},
     )
-    return ingress.bind(config, cluster_token, engine.bind(config, cluster_token))
+    return ingress.bind(config, cluster_token, dashboard_url, engine.bind(config, cluster_token))
 
 
 # vLLM on CPU with logical GPUs; what each line is for: docs/architecture.md, "The stand-in".

@@ -6,7 +6,10 @@ from collections.abc import AsyncIterator, Sequence
 from dataclasses import dataclass
 from typing import Literal, Protocol
 
+from cluster.policy import ReplicaSnapshot
+from deployments.tenant import LOCAL, Tenant
 from llama31.chat import ChatRequest, CompletionRequest, Event
+from llama31.engine import RankReport
 
 ModelState = Literal["loading", "ready", "degraded", "unavailable"]
 
@@ -17,6 +20,7 @@ class Call:
 
     request_id: str
     deadline_s: float | None = None
+    tenant: Tenant = LOCAL
 
 
 @dataclass(frozen=True, slots=True)
@@ -35,8 +39,21 @@ class ModelStatus:
     ready_replicas: int
 
 
+@dataclass(frozen=True, slots=True)
+class ReplicaStatus:
+    """What people may see of a replica. `load` is None while this process has no link to it."""
+
+    replica_id: str
+    model: str
+    plan: str
+    phase: str
+    detail: str
+    ranks: tuple[RankReport, ...] = ()
+    load: ReplicaSnapshot | None = None
+
+
 class Gateway(Protocol):
-    """The transport-free path of a request; every door (gRPC, later HTTP) speaks to this.
+    """The transport-free path of a request; every door (gRPC, HTTP) speaks to this.
 
     Iterators yield `Started` first and `Completed` last, and raise `llama31.errors` classes.
     Closing an iterator early cancels the work behind it.
@@ -50,6 +67,9 @@ class Gateway(Protocol):
 
     def models(self) -> tuple[ModelStatus, ...]:
         """Every model this gateway knows, ready or not."""
+
+    def fleet(self) -> tuple[ReplicaStatus, ...]:
+        """Every replica that announced itself, whatever its phase."""
 
     def tokenize(self, model: str, text: str, add_special_tokens: bool) -> list[int]:
         """Raises: ModelNotFound."""

@@ -1,4 +1,4 @@
-"""What can an operator type? `llama31 serve | chat | status | demo | weights`."""
+"""What can an operator type? `llama31 serve | chat | status | demo | keys | weights`."""
 
 from __future__ import annotations
 
@@ -12,12 +12,14 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from deployments import check, commands
+from deployments.client_access import Tls
 from deployments.config import ServiceConfig, load_config, shipped_configs
 from deployments.weights import prepare_standin_weights, prepare_weights
 from llama31.errors import ConfigInvalid, Llama31Error
 
 EXIT_ERROR = 1
 EXIT_INTERRUPTED = 130
+OFF = "off"
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -42,6 +44,7 @@ def build_parser() -> argparse.ArgumentParser:
     _add_demo(subparsers.add_parser("demo", help="serve the stand-in, ask one question, stop"))
     _add_chat(subparsers.add_parser("chat", help="talk to a running service; interactive without a message"))
     _add_status(subparsers.add_parser("status", help="replicas, ranks with their nodes, load"))
+    _add_keys(subparsers.add_parser("keys", help="make API keys for tenants"))
     _add_weights(subparsers.add_parser("weights", help="prepare or check the weights"))
     return parser
 
@@ -53,7 +56,17 @@ def _add_service_options(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument("--plan", help="how to split a replica: tp8, pp2, tp2pp2 (default: the configuration's)")
     parser.add_argument("--replicas", type=int, metavar="N", help="engine replicas")
+    parser.add_argument("--host", help="address to listen on (default: 127.0.0.1); others need --tenants and --tls-*")
     parser.add_argument("--port", type=int, help="gRPC port, 0 for a free one (default: 9000)")
+    parser.add_argument(
+        "--http-port", type=_port_or_off, metavar="PORT", help="OpenAI API and status page, or 'off' (default: 8000)"
+    )
+    parser.add_argument("--tenants", metavar="FILE", help="ask for API keys, of the tenants in this file")
+    parser.add_argument("--tls-cert", metavar="FILE", help="speak TLS with this certificate chain (PEM)")
+    parser.add_argument("--tls-key", metavar="FILE", help="its key (PEM)")
+    parser.add_argument("--tls-client-ca", metavar="FILE", help="clients need a certificate of this CA (PEM)")
+    parser.add_argument("--serve-without-keys", action="store_true", default=None, help="let all in, on any --host")
+    parser.add_argument("--serve-without-tls", action="store_true", default=None, help="plaintext, on any --host")
     parser.add_argument("--metrics-port", type=int, help="Prometheus port of each node (default: 9400)")
     parser.add_argument("--weights", choices=("checkpoint", "dummy"), help="dummy: random weights, no checkpoint")
     parser.add_argument("--engine", choices=("vllm", "scripted"), help="scripted: echoes the prompt, no model")
@@ -64,14 +77,27 @@ def _service_config(options: argparse.Namespace) -> ServiceConfig:
     chosen = {
         "plan": options.plan,
         "replicas": options.replicas,
+        "ingress.host": options.host,
         "ingress.port": options.port,
+        "ingress.auth.tenants_file": options.tenants,
+        "ingress.tls.cert_file": options.tls_cert,
+        "ingress.tls.key_file": options.tls_key,
+        "ingress.tls.client_ca_file": options.tls_client_ca,
+        "ingress.serve_without_keys": options.serve_without_keys,
+        "ingress.serve_without_tls": options.serve_without_tls,
         "ingress.metrics_port": options.metrics_port,
         "engine.weights": options.weights,
         "engine.kind": options.engine,
         "engine.checkpoint": options.checkpoint,
     }
     overrides = {path: value for path, value in chosen.items() if value is not None}
+    if options.http_port is not None:
+        overrides["ingress.http_port"] = None if options.http_port == OFF else options.http_port
     return load_config(options.config, overrides)
+
+
+def _port_or_off(text: str) -> int | str:
+    return OFF if text == OFF else int(text)
 
 
 def _add_serve(parser: argparse.ArgumentParser) -> None:
@@ -132,6 +158,7 @@ def _demo(options: argparse.Namespace) -> int:
     overrides = {
         "plan": options.plan,
         "ingress.port": 0,
+        "ingress.http_port": None,
         "ingress.metrics_port": 0,
         "local_cluster.dashboard_port": 0,
     }
@@ -161,16 +188,26 @@ def _add_chat(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--temperature", type=float, help="0 to 2 (default: the model's own)")
     parser.add_argument("--max-tokens", type=int, help="longest answer")
     parser.add_argument("--seed", type=int, help="repeats a sampled answer")
+    parser.add_argument("--api-key-file", type=Path, metavar="FILE", help="holds the API key")
+    parser.add_argument("--tls", action="store_true", help="speak TLS; the other TLS options imply it")
+    parser.add_argument("--ca-file", default="", metavar="FILE", help="trust this CA (PEM; default: the public ones)")
+    parser.add_argument("--cert-file", default="", metavar="FILE", help="the client's own certificate (PEM)")
+    parser.add_argument("--key-file", default="", metavar="FILE", help="its key (PEM)")
     parser.set_defaults(run=_chat)
 
 
 def _chat(options: argparse.Namespace) -> int:
-    address = options.address or commands.running_service().grpc
+    address, speaks_tls = options.address, options.tls
+    if not address:
+        running = commands.running_service()
+        address, speaks_tls = running.grpc, running.tls
+    tls = Tls(options.ca_file, options.cert_file, options.key_file)
+    access = commands.Access(options.api_key_file, tls if speaks_tls or tls != Tls() else None)
     settings = commands.ChatSettings(options.system, options.temperature, options.max_tokens, options.seed)
     if options.message is not None:
-        commands.ask_once(address, options.message, settings)
+        commands.ask_once(address, options.message, settings, access)
     else:
-        commands.converse(address, settings)
+        commands.converse(address, settings, access)
     return 0
 
 
@@ -181,6 +218,20 @@ def _add_status(parser: argparse.ArgumentParser) -> None:
 
 def _status(options: argparse.Namespace) -> int:
     for line in commands.status_lines(commands.running_service(options.port)):
+        print(line)
+    return 0
+
+
+def _add_keys(parser: argparse.ArgumentParser) -> None:
+    actions = parser.add_subparsers(required=True, metavar="ACTION")
+    new = actions.add_parser("new", help="print a new key once, and the lines for the tenants file")
+    new.add_argument("tenant", metavar="TENANT", help="a-z 0-9 . _ - and at most 64 characters")
+    new.add_argument("--days", type=int, metavar="N", help="the key expires after N days (default: never)")
+    new.set_defaults(run=_new_key)
+
+
+def _new_key(options: argparse.Namespace) -> int:
+    for line in commands.new_key(options.tenant, options.days):
         print(line)
     return 0
 

@@ -7,6 +7,7 @@ import json
 import urllib.request
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -16,10 +17,12 @@ from cluster.local import LocalCluster
 from cluster.policy import Topology
 from deployments import service
 from deployments.client import BlockingClient, connect
+from deployments.client_access import Tls
 from deployments.config import ServiceConfig
+from deployments.tenants_file import file_lines, make_key
 from llama31.chat import GenerationOptions, Message, Role, SamplingChoices, StopChoices, Usage
 from llama31.checkpoint import verify_checkpoint
-from llama31.errors import ClusterRefused, Llama31Error
+from llama31.errors import ClusterRefused, ConfigInvalid, Llama31Error
 
 if TYPE_CHECKING:
     from deployments.directory import ReplicaRecord
@@ -46,23 +49,42 @@ def present_cluster(config: ServiceConfig, ray_address: str) -> Topology:
 
 
 def how_to_connect(address: service.ServiceAddress) -> str:
-    """What `serve` prints once it is ready: addresses and three clients to copy."""
+    """What `serve` prints once it is ready: addresses and clients to copy."""
     message = {"role": "ROLE_USER", "parts": [{"text": "Hello"}]}
     request = json.dumps({"spec": {"model": address.model, "messages": [message]}})
+    plain, ask = ("" if address.tls else "-plaintext "), ""
+    python, chat = f'connect("{address.grpc}"', f"llama31 chat --address {address.grpc}"
+    if address.tls:
+        plain, python, chat = "-cacert CA.pem ", f'{python}, tls=Tls("CA.pem")', f"{chat} --ca-file CA.pem"
+    if address.asks_for_key:
+        ask = '-H "authorization: Bearer $KEY" '
+        python, chat = f'{python}, api_key="..."', f"{chat} --api-key-file KEY.txt"
+    tls_import = "from deployments.client_access import Tls; " if address.tls else ""
     dashboard = f"{address.dashboard}  (token: {address.ray_token})" if address.dashboard else "your cluster's own"
     return f"""
 ready
   gRPC       {address.grpc}
+  HTTP       {f"{address.http}  (status page; OpenAI API under /v1)" if address.http else "off"}
   metrics    {address.metrics or "off"}
   dashboard  {dashboard}
 
-grpcurl -plaintext -d '{request}' {address.grpc} llama31.v1.ChatService/StreamChat
+{_curl(address)}grpcurl {plain}{ask}-d '{request}' {address.grpc} llama31.v1.ChatService/StreamChat
 
-python -c 'from deployments.client import connect; print(connect("{address.grpc}").chat("Hello").text())'
+python -c '{tls_import}from deployments.client import connect; print({python}).chat("Hello").text())'
 
-llama31 chat --address {address.grpc} Hello
+{chat} Hello
 
 Ctrl-C stops."""
+
+
+def _curl(address: service.ServiceAddress) -> str:
+    if not address.http:
+        return ""
+    request = json.dumps({"model": address.model, "messages": [{"role": "user", "content": "Hello"}], "stream": True})
+    trust = "--cacert CA.pem " if address.tls else ""
+    key = '-H "authorization: Bearer $KEY" ' if address.asks_for_key else ""
+    header = "-H 'content-type: application/json'"
+    return f"curl -N {trust}{key}{address.http}/v1/chat/completions {header} -d '{request}'\n\n"
 
 
 @dataclass(frozen=True, slots=True)
@@ -86,17 +108,35 @@ class ChatSettings:
         return [Message(Role.SYSTEM, self.system)] if self.system else []
 
 
-def ask_once(address: str, question: str, settings: ChatSettings | None = None) -> None:
+@dataclass(frozen=True, slots=True)
+class Access:
+    """How the console gets in. The key comes from a file: arguments can be seen by every user of the machine."""
+
+    api_key_file: Path | None = None
+    tls: Tls | None = None
+
+    def connect(self, address: str) -> BlockingClient:
+        """A client with these rights. Raises: ConfigInvalid."""
+        try:
+            api_key = self.api_key_file.read_text(encoding="ascii").strip() if self.api_key_file else ""
+        except OSError as error:
+            raise ConfigInvalid(f"{self.api_key_file}: {error.strerror}") from None
+        except UnicodeDecodeError:
+            raise ConfigInvalid(f"{self.api_key_file} holds no API key") from None
+        return connect(address, api_key=api_key, tls=self.tls)
+
+
+def ask_once(address: str, question: str, settings: ChatSettings | None = None, access: Access | None = None) -> None:
     """Streams one answer to the terminal, then its figures."""
     settings = settings or ChatSettings()
-    with connect(address) as client:
+    with (access or Access()).connect(address) as client:
         _stream_answer(client, [*settings.first_messages(), Message(Role.USER, question)], settings)
 
 
-def converse(address: str, settings: ChatSettings) -> None:
+def converse(address: str, settings: ChatSettings, access: Access | None = None) -> None:
     """Reads questions until end of input; an error ends the answer, not the conversation."""
     messages = settings.first_messages()
-    with connect(address) as client:
+    with (access or Access()).connect(address) as client:
         print("Ctrl-D ends, Ctrl-C stops an answer.")
         while (question := _read_line()) is not None:
             if not question.strip():
@@ -142,6 +182,18 @@ def _figures(usage: Usage) -> str:
     )
 
 
+def new_key(tenant: str, days: int | None) -> Iterator[str]:
+    """A key, shown this once, and what the tenants file keeps of it. Raises: ConfigInvalid."""
+    expires = datetime.now(UTC) + timedelta(days=days) if days is not None else None
+    new = make_key()
+    lines = file_lines(tenant, new, expires)
+    yield new.key
+    yield ""
+    yield "The key is shown this once and stored nowhere. Put its digest into the tenants file:"
+    yield ""
+    yield lines
+
+
 def running_service(port: int | None = None) -> service.ServiceAddress:
     """The service of this user that runs on `port`, or the youngest. Raises: ClusterRefused."""
     for address in service.running_services():
@@ -153,7 +205,8 @@ def running_service(port: int | None = None) -> service.ServiceAddress:
 
 def status_lines(address: service.ServiceAddress) -> Iterator[str]:
     """Addresses, then every replica with its load and the node of every rank."""
-    yield f"gRPC {address.grpc}   metrics {address.metrics or 'off'}   dashboard {address.dashboard or '-'}"
+    doors = f"gRPC {address.grpc}   HTTP {address.http or 'off'}"
+    yield f"{doors}   metrics {address.metrics or 'off'}   dashboard {address.dashboard or '-'}"
     with service.joined(address.ray_address, address.ray_token):
         from deployments.deploy import read_directory
 

@@ -10,6 +10,7 @@ from typing import Annotated, Any, Literal
 import yaml
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError, model_validator
 
+from deployments.policies.language import LanguageMode
 from llama31.errors import ConfigInvalid, ModelNotFound, PlanInvalid
 from llama31.parallel import ParallelPlan, check_plan
 from llama31.specs import ModelSpec, get_spec
@@ -75,23 +76,61 @@ class LocalClusterConfig(Section):
     dashboard_port: int = Field(default=8265, ge=0, le=65535)
 
 
+class AuthConfig(Section):
+    """API keys. Without this section nobody is asked for one."""
+
+    tenants_file: str = Field(min_length=1, description="YAML; read again when it is replaced")
+
+
+class TlsConfig(Section):
+    """Files in PEM, read again when they are replaced. With `client_ca_file` clients need a certificate of it."""
+
+    cert_file: str = Field(min_length=1)
+    key_file: str = Field(min_length=1)
+    client_ca_file: str | None = None
+
+
+class LanguageConfig(Section):
+    """What happens with text outside the model's languages, for tenants that have no mode of their own."""
+
+    mode: LanguageMode = "off"
+
+
 class IngressConfig(Section):
-    """The door. Without keys it opens on loopback only."""
+    """The door. Beyond loopback it needs keys and TLS, each unless a flag says that it is meant."""
 
     host: str = "127.0.0.1"
     port: int = Field(default=9000, ge=0, le=65535)
+    http_port: Annotated[int | None, Field(ge=0, le=65535, description="OpenAI API and status page; null: none")] = 8000
     metrics_host: str = "127.0.0.1"
     metrics_port: int = Field(default=9400, ge=0, le=65535)
     reflection: bool = True
     drain_s: float = Field(default=20.0, ge=0)
     max_output_tokens: int = Field(default=4096, ge=1, description="when the request names no limit")
+    max_requests: int = Field(default=8192, ge=1, description="in flight in one ingress; more are refused at once")
+    auth: AuthConfig | None = None
+    tls: TlsConfig | None = None
+    language: LanguageConfig = LanguageConfig()
+    serve_without_keys: bool = Field(default=False, description="anybody who reaches the port may use it")
+    serve_without_tls: bool = Field(default=False, description="keys and prompts are readable on the way")
 
     @model_validator(mode="after")
-    def _stays_on_loopback(self) -> IngressConfig:
-        for option, host in (("ingress.host", self.host), ("ingress.metrics_host", self.metrics_host)):
-            if host not in LOOPBACK:
-                raise ValueError(f"{option} is {host}: there are no API keys yet, so only loopback is allowed")
+    def _is_safe_beyond_loopback(self) -> IngressConfig:
+        if self.metrics_host not in LOOPBACK:
+            raise ValueError(f"ingress.metrics_host is {self.metrics_host}: metrics ask for no key, so only loopback")
+        if self.host in LOOPBACK:
+            return self
+        open_to = f"ingress.host is {self.host}, which is more than loopback"
+        if self.auth is None and not self.serve_without_keys:
+            raise ValueError(f"{open_to}: set ingress.auth.tenants_file, or ingress.serve_without_keys to let all in")
+        if self.tls is None and not self.serve_without_tls:
+            raise ValueError(f"{open_to}: set ingress.tls, or ingress.serve_without_tls if TLS ends before this server")
         return self
+
+    @property
+    def is_loopback(self) -> bool:
+        """Whether only this machine reaches the door."""
+        return self.host in LOOPBACK
 
 
 class ServiceConfig(Section):
@@ -151,8 +190,7 @@ def parse_config(tree: dict[str, Any], source: str) -> ServiceConfig:
     try:
         return ServiceConfig.model_validate(tree)
     except ValidationError as error:
-        faults = [_fault(entry) for entry in error.errors(include_url=False)]
-        raise ConfigInvalid(f"{source} is not a valid configuration:\n  " + "\n  ".join(faults)) from None
+        raise ConfigInvalid(f"{source} is not a valid configuration:\n  " + fault_lines(error)) from None
     except (ModelNotFound, PlanInvalid) as error:
         kind = PlanInvalid if isinstance(error, PlanInvalid) else ConfigInvalid
         raise kind(f"{source}: {error}") from None
@@ -184,23 +222,47 @@ def checkpoint_dir(config: ServiceConfig) -> Path:
     return cache_dir() / (f"{config.model}-dummy" if config.engine.weights == "dummy" else config.model)
 
 
-def _read_tree(name_or_path: str) -> dict[str, Any]:
-    if name_or_path in shipped_configs():
-        text = (resources.files("deployments") / "configs" / f"{name_or_path}.yaml").read_text()
-    else:
-        try:
-            text = Path(name_or_path).read_text(encoding="utf-8")
-        except OSError as error:
-            known = ", ".join(shipped_configs())
-            raise ConfigInvalid(f"{name_or_path}: {error.strerror}; give a file or one of: {known}") from None
-        except UnicodeDecodeError:
-            raise ConfigInvalid(f"{name_or_path} is not text in UTF-8") from None
+def read_yaml(path: str, hint: str = "") -> dict[str, Any]:
+    """A file that holds one mapping. Raises: ConfigInvalid; `hint` follows on a file that is not there."""
     try:
-        tree = yaml.safe_load(text)
+        return _mapping(Path(path).read_text(encoding="utf-8"), path)
+    except OSError as error:
+        raise ConfigInvalid(f"{path}: {error.strerror}{hint}") from None
+    except UnicodeDecodeError:
+        raise ConfigInvalid(f"{path} is not text in UTF-8") from None
+
+
+def fault_lines(error: ValidationError) -> str:
+    """Every fault on a line of its own: where, and what."""
+    return "\n  ".join(_fault(entry) for entry in error.errors(include_url=False))
+
+
+def _read_tree(name_or_path: str) -> dict[str, Any]:
+    known = shipped_configs()
+    if name_or_path not in known:
+        return read_yaml(name_or_path, f"; give a file or one of: {', '.join(known)}")
+    return _mapping((resources.files("deployments") / "configs" / f"{name_or_path}.yaml").read_text(), name_or_path)
+
+
+class _UniqueKeys(yaml.SafeLoader):
+    """A key that stands twice is an error: YAML would drop the first one without a word."""
+
+    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
+        """As SafeLoader, which calls this for every mapping."""
+        names = [key.value for key, _ in node.value if isinstance(key, yaml.ScalarNode)]
+        twice = next((name for i, name in enumerate(names) if name in names[:i]), None)
+        if twice is not None:
+            raise yaml.YAMLError(f"{twice!r} stands twice in line {node.start_mark.line + 1} and after")
+        return super().construct_mapping(node, deep)
+
+
+def _mapping(text: str, source: str) -> dict[str, Any]:
+    try:
+        tree = yaml.load(text, Loader=_UniqueKeys)
     except yaml.YAMLError as error:
-        raise ConfigInvalid(f"{name_or_path} is not YAML: {str(error).splitlines()[0]}") from None
+        raise ConfigInvalid(f"{source} is not YAML: {str(error).splitlines()[0]}") from None
     if not isinstance(tree, dict):
-        raise ConfigInvalid(f"{name_or_path} must be a mapping with at least 'model'")
+        raise ConfigInvalid(f"{source} must be a mapping")
     return tree
 
 

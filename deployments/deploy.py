@@ -20,6 +20,7 @@ from deployments.app import APP_NAME, build_app
 from deployments.check import check_room
 from deployments.config import ServiceConfig
 from deployments.directory import ReplicaRecord, find_directory, open_directory
+from deployments.ingress_server import IngressPorts
 from llama31.errors import EngineFailed
 
 Progress = Callable[[str], None]
@@ -30,15 +31,16 @@ POLL_S = 0.3
 class RunningApplication:
     """One service on the cluster that this process has joined."""
 
-    def __init__(self, config: ServiceConfig, progress: Progress) -> None:
+    def __init__(self, config: ServiceConfig, progress: Progress, dashboard_url: str = "") -> None:
         self._config = config
+        self._dashboard_url = dashboard_url
         self._progress = progress
         # Node-local files of all processes: metrics, unix sockets.
         self._directory = Path(tempfile.mkdtemp(prefix="llama31-run-"))
         self._is_deployed = False
 
-    def start(self) -> int:
-        """Deploys, shows what the replicas do, and returns the gRPC port once all of them are ready.
+    def start(self) -> IngressPorts:
+        """Deploys, shows what the replicas do, and returns the ports once all of them are ready.
 
         Raises: PlacementRefused, EngineFailed; nothing stays deployed then.
         """
@@ -50,7 +52,7 @@ class RunningApplication:
             self._is_deployed = True
             open_directory()
             serve.start(proxy_location="Disabled")
-            application = build_app(config, secrets.token_hex(32), str(self._directory))
+            application = build_app(config, secrets.token_hex(32), str(self._directory), self._dashboard_url)
             target = serve.RunTarget(application, name=APP_NAME, route_prefix=None)
             serve.run_many([target], wait_for_applications_running=False)
             return self._wait_ready()
@@ -69,7 +71,7 @@ class RunningApplication:
                     ray.kill(directory)
         shutil.rmtree(self._directory, ignore_errors=True)
 
-    def _wait_ready(self) -> int:
+    def _wait_ready(self) -> IngressPorts:
         """Shows each change of each replica; fails as soon as one says why it cannot start."""
         shown: dict[str, str] = {}
         deadline_s = time.monotonic() + READY_TIMEOUT_S
@@ -87,8 +89,9 @@ class RunningApplication:
                 raise EngineFailed(last_line(application.message))
             ready = sum(record.phase == "ready" for record in records)
             if ready >= self._config.replicas and application.status == "RUNNING":
-                port: int = serve.get_deployment_handle("ingress", APP_NAME).port.remote().result(timeout_s=30)
-                return port
+                ingress = serve.get_deployment_handle("ingress", APP_NAME)
+                ports: IngressPorts = ingress.ports.remote().result(timeout_s=30)
+                return ports
             time.sleep(POLL_S)
         raise EngineFailed(f"not ready after {READY_TIMEOUT_S:g} s; see the Ray dashboard")
 

@@ -7,62 +7,65 @@ import math
 import secrets
 from collections.abc import AsyncGenerator, Sequence
 from contextlib import aclosing
-from dataclasses import dataclass
 from typing import TypeVar
 
 from cluster.policy import RequestFeatures, RouterPolicy
 from deployments.answer import Answer
-from deployments.call import Call, ModelState, ModelStatus
+from deployments.call import Call, ModelState, ModelStatus, ReplicaStatus
+from deployments.choices import ChoiceRun, Job, interleaved, total_usage
 from deployments.config import ServiceConfig
 from deployments.fleet import Fleet
 from deployments.metrics import Metrics
 from deployments.replica_link import SequenceStream
+from deployments.tenancy import Tenancy, Visit
+from deployments.tenant import LOCAL, Tenant
 from llama31.chat import (
     ChatRequest,
     Completed,
     CompletionRequest,
+    Constraint,
     Event,
-    FinishReason,
     GenerationOptions,
+    JsonSchema,
     Started,
+    ToolMode,
 )
 from llama31.codec import ModelCodec
 from llama31.engine import EngineOutput, EngineRequest, Limits, Sampling
 from llama31.errors import (
     ContextTooLong,
-    DeadlineExceeded,
     DuplicateRequest,
     InternalError,
     InvalidRequest,
     Llama31Error,
     ModelNotFound,
     NoReadyReplica,
+    Overloaded,
     RequestCancelled,
-    StreamInterrupted,
 )
+from llama31.prompt import dialog_chars
+from llama31.tools import offered_tools, required_call_schema
 
 T = TypeVar("T")
 
 # Prompts above this are encoded in a thread, so that one long prompt does not hold up every stream.
 ENCODE_IN_THREAD_CHARS = 20_000
-
-
-@dataclass(frozen=True, slots=True)
-class _Job:
-    """One admitted request, ready for an engine."""
-
-    call: Call
-    options: GenerationOptions
-    request: EngineRequest
-    arrived_s: float
-    is_limited_by_context: bool
+OVERLOAD_RETRY_S = 1.0
+# What the worker protocol can say, 49 days; gRPC clients may ask for ten thousand years.
+MAX_DEADLINE_MS = 2**32 - 1
 
 
 class ServiceGateway:
     """Serves one model. Implements `deployments.call.Gateway`."""
 
     def __init__(
-        self, config: ServiceConfig, codec: ModelCodec, fleet: Fleet, router: RouterPolicy, metrics: Metrics
+        self,
+        config: ServiceConfig,
+        codec: ModelCodec,
+        fleet: Fleet,
+        router: RouterPolicy,
+        metrics: Metrics,
+        tenancy: Tenancy | None = None,
     ) -> None:
         self._config = config
         self._spec = config.spec
@@ -70,7 +73,11 @@ class ServiceGateway:
         self._fleet = fleet
         self._router = router
         self._metrics = metrics
-        self._in_flight: set[str] = set()
+        # Observed for every message: looked up once.
+        self._ttft = metrics.child("llama31_ttft_seconds", model=config.model)
+        self._inter_token = metrics.child("llama31_inter_token_seconds", model=config.model)
+        self._tenancy = tenancy or Tenancy(metrics)
+        self._in_flight: set[tuple[str, str]] = set()
 
     def chat(self, request: ChatRequest, call: Call) -> AsyncGenerator[Event, None]:
         """Answers a dialog."""
@@ -97,6 +104,22 @@ class ServiceGateway:
         )
         return (status,)
 
+    def fleet(self) -> tuple[ReplicaStatus, ...]:
+        """What replicas announced, with what their links know."""
+        loads = {snapshot.replica_id: snapshot for snapshot in self._fleet.snapshots()}
+        return tuple(
+            ReplicaStatus(
+                replica_id=record.replica_id,
+                model=record.model,
+                plan=record.plan,
+                phase=record.phase,
+                detail=record.detail,
+                ranks=record.ranks,
+                load=loads.get(record.replica_id),
+            )
+            for record in self._fleet.records()
+        )
+
     def tokenize(self, model: str, text: str, add_special_tokens: bool) -> list[int]:
         """Content only, or as a completion prompt with what the model wants before it."""
         self._check_model(model)
@@ -121,19 +144,28 @@ class ServiceGateway:
         self, method: str, request: ChatRequest | CompletionRequest, call: Call
     ) -> AsyncGenerator[Event, None]:
         """Counts the request in and out, whatever happens between."""
-        self._check_model(request.model)
-        if call.request_id in self._in_flight:
+        self._check_model(request.model, call.tenant)
+        in_flight = (call.tenant.name, call.request_id)
+        if in_flight in self._in_flight:
             raise DuplicateRequest(call.request_id)
-        self._in_flight.add(call.request_id)
+        limit = self._config.ingress.max_requests
+        if len(self._in_flight) >= limit:
+            raise Overloaded(f"overloaded: this server answers at most {limit} requests at a time", OVERLOAD_RETRY_S)
+        self._in_flight.add(in_flight)
         self._metrics.set("llama31_streams_open", len(self._in_flight), model=self._config.model)
         outcome = RequestCancelled.reason
+        visit: Visit | None = None
+        job: Job | None = None
+        answers: list[Answer] = []
         try:
-            job = await self._admit(request, call)
-            answer = Answer(self._codec, job.options, self._spec.stop_token_ids, job.is_limited_by_context)
-            async with aclosing(self._generate(job, answer)) as events:
+            call.tenant.check_options(request.options)
+            visit = self._tenancy.enter(call.tenant)
+            job = await self._admit(request, call, visit)
+            answers = [self._answer(request, job, index) for index in range(job.options.num_choices)]
+            async with aclosing(self._generate(job, answers)) as events:
                 async for event in events:
                     yield event
-            outcome = answer.finish_reason.name
+            outcome = answers[0].finish_reason.name
         except Llama31Error as error:
             outcome = error.reason
             raise
@@ -141,13 +173,27 @@ class ServiceGateway:
             outcome = InternalError.reason
             raise
         finally:
-            self._in_flight.discard(call.request_id)
+            if visit is not None:
+                visit.leave(_used_tokens(job, answers))
+            self._in_flight.discard(in_flight)
             self._metrics.set("llama31_streams_open", len(self._in_flight), model=self._config.model)
             self._metrics.add("llama31_requests_total", model=self._config.model, method=method, outcome=outcome)
 
-    async def _admit(self, request: ChatRequest | CompletionRequest, call: Call) -> _Job:
-        """Encodes the prompt and resolves every default. Raises: ContextTooLong, InvalidRequest."""
+    def _answer(self, request: ChatRequest | CompletionRequest, job: Job, choice: int) -> Answer:
+        parser = None
+        if isinstance(request, ChatRequest):
+            id_seed = f"{job.request.request_id}/{choice}"
+            parser = self._codec.tool_parser(request.tools, request.tool_policy, id_seed)
+        limited = job.is_limited_by_context
+        return Answer(self._codec, job.options, self._spec.stop_token_ids, limited, choice, parser)
+
+    async def _admit(self, request: ChatRequest | CompletionRequest, call: Call, visit: Visit) -> Job:
+        """Encodes the prompt, resolves every default and charges the tenant.
+
+        Raises: ContextTooLong, InvalidRequest, LanguageRefused, QuotaExceeded.
+        """
         arrived_s = asyncio.get_running_loop().time()
+        warnings = await self._tenancy.check_language(call.tenant, request, self._spec.languages)
         prompt = await self._encode(request)
         options = request.options
         room = self._config.engine.max_model_tokens - len(prompt)
@@ -156,15 +202,20 @@ class ServiceGateway:
             raise ContextTooLong(len(prompt), wanted or 1, self._config.engine.max_model_tokens)
         self._check_ids("spec.stop.stop_token_ids", options.stop.stop_token_ids)
         self._check_ids("spec.sampling.logit_bias", tuple(options.sampling.logit_bias))
+        top_k, vocabulary = options.sampling.top_k or 0, self._spec.vocab_size
+        if top_k > vocabulary:
+            raise InvalidRequest("spec.sampling.top_k", f"must be at most {vocabulary}, the vocabulary; 0 turns it off")
         default = self._config.ingress.max_output_tokens
         limit_tokens = wanted or min(default, room)
+        visit.reserve(len(prompt) + limit_tokens * options.num_choices)
         stop_ids = () if options.stop.ignore_eos else self._spec.stop_token_ids
         returns = options.returns
-        return _Job(
+        return Job(
             call=call,
             options=options,
             arrived_s=arrived_s,
             is_limited_by_context=wanted is None and room <= default,
+            warnings=warnings,
             request=EngineRequest(
                 request_id=f"{call.request_id}-{secrets.token_hex(8)}",
                 prompt_token_ids=tuple(prompt),
@@ -176,7 +227,9 @@ class ServiceGateway:
                     ignore_eos=options.stop.ignore_eos,
                 ),
                 top_logprobs=returns.top_logprobs if returns.logprobs else None,
-                priority=options.priority.value,
+                priority=call.tenant.priority_of(options).value,
+                cache_salt=self._tenancy.cache_salt(call.tenant),
+                constraint=_constraint(request),
             ),
         )
 
@@ -188,9 +241,11 @@ class ServiceGateway:
             if len(request.prompt) <= ENCODE_IN_THREAD_CHARS:
                 return self._codec.prompt.encode_completion(request.prompt)
             return await asyncio.to_thread(self._codec.prompt.encode_completion, request.prompt)
-        if sum(len(message.content) for message in request.messages) <= ENCODE_IN_THREAD_CHARS:
-            return self._codec.prompt.encode_dialog(request.messages, request.date)
-        return await asyncio.to_thread(self._codec.prompt.encode_dialog, request.messages, request.date)
+        offered = offered_tools(request.tools, request.tool_policy)
+        parts = (request.messages, request.date, offered, request.tool_prompt_format)
+        if dialog_chars(request.messages, offered) <= ENCODE_IN_THREAD_CHARS:
+            return self._codec.prompt.encode_dialog(*parts)
+        return await asyncio.to_thread(self._codec.prompt.encode_dialog, *parts)
 
     def _resolve_sampling(self, options: GenerationOptions) -> Sampling:
         """Absent means the model's own default; the seed is drawn here, so that it can be told."""
@@ -207,65 +262,41 @@ class ServiceGateway:
             logit_bias=chosen.logit_bias,
         )
 
-    async def _generate(self, job: _Job, answer: Answer) -> AsyncGenerator[Event, None]:
-        """Streams from a replica. One that is lost before its first token is replaced once."""
-        stream = self._submit(job, attempt=0, avoid=None)
+    async def _generate(self, job: Job, answers: list[Answer]) -> AsyncGenerator[Event, None]:
+        """Streams every choice from its replica."""
+        runs: list[ChoiceRun] = []
         try:
-            yield self._started(job, stream)
-            while not answer.is_done:
-                try:
-                    output = await self._next_output(job, stream, answer)
-                except StreamInterrupted as loss:
-                    # Also a token whose text is still held back has gone into the answer.
-                    if stream.attempt > 0 or answer.first_token_s is not None:
-                        raise
-                    stream.cancel()
-                    try:
-                        stream = self._submit(job, attempt=1, avoid=stream.replica_id)
-                    except NoReadyReplica:
-                        raise loss from None
-                    continue
-                for event in answer.add(output) if output else answer.end(FinishReason.TIME_LIMIT):
+            for index, answer in enumerate(answers):
+                runs.append(ChoiceRun(job, index, answer, self._submit, self._observe))
+            yield self._started(job, runs[0].stream)
+            # The usual single choice saves a layer that every token would pass.
+            async with aclosing(runs[0].events() if len(runs) == 1 else interleaved(runs)) as events:
+                async for event in events:
                     yield event
         finally:
-            stream.cancel()
-        self._metrics.add("llama31_prompt_tokens_total", len(job.request.prompt_token_ids), model=self._config.model)
-        self._metrics.add("llama31_output_tokens_total", answer.output_tokens, model=self._config.model)
-        yield Completed(answer.usage(len(job.request.prompt_token_ids), job.arrived_s, _now_s()))
-
-    async def _next_output(self, job: _Job, stream: SequenceStream, answer: Answer) -> EngineOutput | None:
-        """The next output; None when the soft time limit passed. Raises: DeadlineExceeded."""
-        soft_s = job.options.stop.time_limit_s
-        until_soft_s = None if soft_s is None else job.arrived_s + soft_s
-        limits_s = [t for t in (job.call.deadline_s, until_soft_s) if t is not None]
-        try:
-            async with asyncio.timeout_at(min(limits_s, default=None)):
-                output = await stream.next()
-        except TimeoutError:
-            if until_soft_s is not None and _now_s() >= until_soft_s:
-                return None
-            raise DeadlineExceeded("decode" if answer.output_tokens else "prefill") from None
-        if output.error:
-            raise StreamInterrupted(stream.replica_id, answer.output_tokens, output.error)
-        self._observe(answer, output, job.arrived_s)
-        return output
+            for run in runs:
+                run.stream.cancel()
+        usage = total_usage(runs, job, _now_s())
+        self._metrics.add("llama31_prompt_tokens_total", usage.prompt_tokens, model=self._config.model)
+        self._metrics.add("llama31_output_tokens_total", usage.output_tokens, model=self._config.model)
+        yield Completed(usage)
 
     def _observe(self, answer: Answer, output: EngineOutput, arrived_s: float) -> None:
         if not output.tokens.ids:
             return
-        model, now_s = self._config.model, _now_s()
+        now_s = _now_s()
         if answer.last_token_s is None:
             answer.first_token_s = now_s
-            self._metrics.observe("llama31_ttft_seconds", now_s - arrived_s, model=model)
+            self._ttft.observe(now_s - arrived_s)
         else:
             gap_s = (now_s - answer.last_token_s) / len(output.tokens.ids)
-            self._metrics.observe("llama31_inter_token_seconds", gap_s, model=model)
+            self._inter_token.observe(gap_s)
         answer.last_token_s = now_s
 
-    def _submit(self, job: _Job, attempt: int, avoid: str | None) -> SequenceStream:
+    def _submit(self, job: Job, request: EngineRequest, attempt: int, avoid: str | None) -> SequenceStream:
         features = RequestFeatures(
-            prompt_tokens=len(job.request.prompt_token_ids),
-            max_output_tokens=job.request.limits.max_output_tokens,
+            prompt_tokens=len(request.prompt_token_ids),
+            max_output_tokens=request.limits.max_output_tokens,
             affinity_key=job.options.affinity_key,
         )
         candidates = [s for s in self._fleet.snapshots() if s.replica_id != avoid]
@@ -275,10 +306,10 @@ class ServiceGateway:
         deadline_in_ms = 0
         if job.call.deadline_s is not None:
             # Rounded up: the replica's timer is the second line, it must not be the first to fire.
-            deadline_in_ms = max(1, math.ceil((job.call.deadline_s - _now_s()) * 1000))
-        return self._fleet.link(route.replica_id).submit(job.request, attempt, deadline_in_ms)
+            deadline_in_ms = min(max(1, math.ceil((job.call.deadline_s - _now_s()) * 1000)), MAX_DEADLINE_MS)
+        return self._fleet.link(route.replica_id).submit(request, attempt, deadline_in_ms)
 
-    def _started(self, job: _Job, stream: SequenceStream) -> Started:
+    def _started(self, job: Job, stream: SequenceStream) -> Started:
         prompt = job.request.prompt_token_ids
         return Started(
             response_id=job.request.request_id,
@@ -288,6 +319,7 @@ class ServiceGateway:
             prompt_tokens=len(prompt),
             seed=job.request.sampling.seed,
             prompt_token_ids=tuple(prompt) if job.options.returns.prompt_token_ids else (),
+            warnings=job.warnings,
         )
 
     def _model_state(self) -> ModelState:
@@ -299,15 +331,33 @@ class ServiceGateway:
         phases = {record.phase for record in self._fleet.records()}
         return "loading" if phases & {"starting", "loading", "warming up"} else "unavailable"
 
-    def _check_model(self, model: str) -> None:
-        if model != self._config.model:
-            raise ModelNotFound(model, (self._config.model,))
+    def _check_model(self, model: str, tenant: Tenant = LOCAL) -> None:
+        known = (self._config.model,) if tenant.may_use(self._config.model) else ()
+        if model not in known:
+            raise ModelNotFound(model, known)
 
     def _check_ids(self, field: str, ids: Sequence[int]) -> None:
         """An id outside the vocabulary would index past the embedding."""
         for token in ids:
             if not 0 <= token < self._spec.vocab_size:
                 raise InvalidRequest(field, f"token id {token} is outside the vocabulary of {self._spec.vocab_size}")
+
+
+def _constraint(request: ChatRequest | CompletionRequest) -> Constraint | None:
+    """The caller's own, or the form of a call where one is required."""
+    own = request.options.constraint
+    if not isinstance(request, ChatRequest) or request.tool_policy.mode is not ToolMode.REQUIRED:
+        return own
+    if own is not None:
+        raise InvalidRequest("spec.constraint", "cannot be kept by an answer that must be a tool call; leave one out")
+    return JsonSchema(required_call_schema(request.tools, request.tool_policy))
+
+
+def _used_tokens(job: Job | None, answers: Sequence[Answer]) -> int:
+    """What a tenant is charged: nothing for a request that no replica began."""
+    output_tokens = sum(answer.output_tokens for answer in answers)
+    is_begun = job is not None and any(answer.first_token_s is not None for answer in answers)
+    return len(job.request.prompt_token_ids) + output_tokens if job is not None and is_begun else 0
 
 
 def _or(chosen: T | None, default: T) -> T:

@@ -49,7 +49,7 @@ METRICS: Mapping[str, Metric] = MappingProxyType(
                 ("model", "method", "outcome"),
                 "requests",
                 "Requests that ended, by finish reason or error reason.",
-                "An error outcome that grows: look up its reason in llama31/errors.py.",
+                "An error outcome that grows: look up its reason in docs/errors.md.",
             ),
             Metric(
                 "llama31_streams_open",
@@ -92,6 +92,46 @@ METRICS: Mapping[str, Metric] = MappingProxyType(
                 "tokens",
                 "Output tokens given to clients.",
                 "For capacity planning.",
+            ),
+            Metric(
+                "llama31_tenant_requests_total",
+                "counter",
+                ("tenant", "outcome"),
+                "requests",
+                "What the tenants' limits said: admitted, or which limit refused (requests, tokens, concurrency).",
+                "Refusals of one tenant that grow: talk to it, or raise its limit in the tenants file.",
+            ),
+            Metric(
+                "llama31_tenant_tokens_total",
+                "counter",
+                ("tenant",),
+                "tokens",
+                "Prompt and output tokens charged to the tenant.",
+                "For billing and capacity planning.",
+            ),
+            Metric(
+                "llama31_unauthenticated_total",
+                "counter",
+                ("cause",),
+                "calls",
+                "Calls refused for their credential: missing, multiple or invalid.",
+                "invalid grows: a key expired or was taken away while a client still uses it, or somebody guesses.",
+            ),
+            Metric(
+                "llama31_reloads_total",
+                "counter",
+                ("what", "outcome"),
+                "files",
+                "Files read again after a change (tenants, tls): loaded, or refused as broken.",
+                "refused: the old content stays in force; the ingress log says what is wrong.",
+            ),
+            Metric(
+                "llama31_language_total",
+                "counter",
+                ("language", "verdict"),
+                "requests",
+                "Language of prompts (ISO 639-1, unknown if unsure) and what the policy said; counted unless off.",
+                "Many warned or refused in one language: a tenant needs another model, or a milder mode.",
             ),
             Metric(
                 "llama31_replica_ready",
@@ -151,6 +191,10 @@ class Metrics:
 
     def __init__(self) -> None:
         self._instruments: dict[str, Any] = {name: _instrument(metric) for name, metric in METRICS.items()}
+
+    def child(self, name: str, **labels: str) -> Any:
+        """One series of prometheus_client, for what is counted too often to be looked up each time."""
+        return self._instruments[name].labels(**labels)
 
     def add(self, name: str, amount: float = 1, **labels: str) -> None:
         """Counts."""

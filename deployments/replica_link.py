@@ -42,15 +42,22 @@ class SequenceStream:
         """Who computes this sequence."""
         return self._link.record.replica_id
 
-    async def next(self) -> EngineOutput:
-        """Everything that came since the last call, as one output. Raises: StreamInterrupted."""
+    async def next(self) -> EngineOutput | None:
+        """Everything that came since the last call, as one output; None after `wake`. Raises: StreamInterrupted."""
         await self._ready.wait()
         if self._waiting is not None:
             output, self._waiting = self._waiting, None
             if self._lost is None:
                 self._ready.clear()
             return output
-        raise StreamInterrupted(self.replica_id, self.received_tokens, self._lost or "lost")
+        if self._lost is None:
+            self._ready.clear()
+            return None
+        raise StreamInterrupted(self.replica_id, self.received_tokens, self._lost)
+
+    def wake(self) -> None:
+        """Ends a wait although nothing came."""
+        self._ready.set()
 
     def put(self, first_token: int, output: EngineOutput) -> None:
         """Takes an output from the link; a gap or a repetition breaks the stream loudly."""
@@ -111,10 +118,10 @@ class ReplicaLink:
         if not self.alive:
             stream.lose("the replica is gone")
             return stream
-        self._streams[request.request_id] = stream
         message = encode_submit(request)
         message.attempt = attempt
         message.deadline_in_ms = deadline_in_ms
+        self._streams[request.request_id] = stream
         self._commands.put_nowait(pb.ConnectRequest(submit=message))
         return stream
 
@@ -164,6 +171,7 @@ class ReplicaLink:
                 self.became_ready.set()
             for message in response.outputs:
                 self._deliver(message)
+            self._commands.put_nowait(pb.ConnectRequest(ack=pb.Ack(sequence=response.sequence)))
         raise _StreamEnded
 
     async def _read_state(self, stub: pb_grpc.WorkerServiceStub) -> None:

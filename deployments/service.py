@@ -14,13 +14,16 @@ from typing import TYPE_CHECKING
 
 from cluster.local import LocalCluster, LocalClusterSettings, machine_gpus
 from deployments.check import check_room
-from deployments.config import ServiceConfig, checkpoint_dir, run_dir
+from deployments.config import IngressConfig, ServiceConfig, checkpoint_dir, run_dir
+from deployments.ingress.tls import check_tls_files
+from deployments.tenants_file import load_tenants
 from llama31.checkpoint import verify_checkpoint
 from llama31.errors import ClusterRefused, PortInUse
 
 if TYPE_CHECKING:
     from deployments.deploy import RunningApplication
     from deployments.directory import ReplicaRecord
+    from deployments.ingress_server import IngressPorts
 
 Progress = Callable[[str], None]
 
@@ -36,6 +39,9 @@ class ServiceAddress:
     dashboard: str
     ray_address: str
     ray_token: str
+    tls: bool = False
+    asks_for_key: bool = False
+    http: str = ""
 
 
 class Service:
@@ -65,7 +71,8 @@ class Service:
                 self._cluster.start()
             from deployments.deploy import RunningApplication
 
-            self._application = RunningApplication(self._config, self._progress)
+            dashboard_url = self._cluster.dashboard_url if self._cluster else ""
+            self._application = RunningApplication(self._config, self._progress, dashboard_url)
             return self._publish(self._application.start())
         except BaseException:
             self.stop()
@@ -95,7 +102,9 @@ class Service:
     def _check(self) -> None:
         """Everything that can be refused before something slow starts."""
         config, ingress = self._config, self._config.ingress
+        check_security_files(ingress)
         check_port(ingress.host, ingress.port, "--port")
+        check_port(ingress.host, ingress.http_port or 0, "--http-port")
         check_port(ingress.metrics_host, ingress.metrics_port, "--metrics-port")
         if self._cluster is not None:
             check_room(config, self._cluster.topology())
@@ -103,21 +112,25 @@ class Service:
             self._progress("checking the weights")
             verify_checkpoint(checkpoint_dir(config))
 
-    def _publish(self, port: int) -> ServiceAddress:
+    def _publish(self, ports: IngressPorts) -> ServiceAddress:
         ingress, cluster = self._config.ingress, self._cluster
         metrics = f"http://{ingress.metrics_host}:{ingress.metrics_port}/metrics" if ingress.metrics_port else ""
+        scheme = "http" if ingress.tls is None else "https"
         address = ServiceAddress(
             pid=os.getpid(),
             model=self._config.model,
-            grpc=f"{ingress.host}:{port}",
+            grpc=f"{reachable_host(ingress.host)}:{ports.grpc}",
             metrics=metrics,
             dashboard=cluster.dashboard_url if cluster else "",
             ray_address=cluster.address if cluster else self._given_address,
             ray_token=cluster.token if cluster else "",
+            tls=ingress.tls is not None,
+            asks_for_key=ingress.auth is not None,
+            http="" if ports.http is None else f"{scheme}://{reachable_host(ingress.host)}:{ports.http}",
         )
         directory = run_dir()
         directory.mkdir(mode=0o700, parents=True, exist_ok=True)
-        self._address_file = directory / f"serve-{port}.json"
+        self._address_file = directory / f"serve-{ports.grpc}.json"
         descriptor = os.open(self._address_file, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600)
         with os.fdopen(descriptor, "w") as file:
             json.dump(asdict(address), file)
@@ -161,6 +174,19 @@ def connect(ray_address: str, token: str = "") -> None:
         raise ClusterRefused(
             f"no Ray cluster answers at {ray_address}: {reason[0] if reason else 'no reason'}"
         ) from None
+
+
+def check_security_files(ingress: IngressConfig) -> None:
+    """Raises: ConfigInvalid for a tenants file, certificate or key that the ingress could not use."""
+    if ingress.auth is not None:
+        load_tenants(ingress.auth.tenants_file)
+    if ingress.tls is not None:
+        check_tls_files(ingress.tls)
+
+
+def reachable_host(host: str) -> str:
+    """What a client on this machine calls a server that listens on `host`."""
+    return {"0.0.0.0": "127.0.0.1", "::": "[::1]", "::1": "[::1]"}.get(host, host)
 
 
 def check_port(host: str, port: int, option: str) -> None:

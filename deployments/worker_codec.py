@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
 
+from deployments.constraint_codec import decode_constraint, encode_constraint
 from llama31.chat import FinishReason, TokenColumns
 from llama31.engine import EngineOutput, EngineRequest, EngineState, Limits, Sampling
 from llama31.errors import Unsupported
@@ -42,6 +43,8 @@ def encode_submit(request: EngineRequest) -> pb.Submit:
     if request.top_logprobs is not None:
         message.logprobs = True
         message.top_logprobs = request.top_logprobs
+    if request.constraint is not None:
+        message.constraint.CopyFrom(encode_constraint(request.constraint))
     return message
 
 
@@ -51,8 +54,6 @@ def decode_submit(message: pb.Submit) -> EngineRequest:
         raise Unsupported("output_token_ids", "this replica does not continue sequences")
     if message.prompt_top_logprobs:
         raise Unsupported("prompt_top_logprobs", "this replica does not score prompts")
-    if message.constraint.WhichOneof("kind"):
-        raise Unsupported("constraint", "this replica does not constrain output")
     sampling, limits = message.sampling, message.limits
     return EngineRequest(
         request_id=message.request_id,
@@ -77,6 +78,7 @@ def decode_submit(message: pb.Submit) -> EngineRequest:
         top_logprobs=message.top_logprobs if message.logprobs else None,
         priority=message.priority,
         cache_salt=message.cache_salt,
+        constraint=decode_constraint(message.constraint),
     )
 
 

@@ -22,9 +22,11 @@ from llama31.worker.v1 import worker_service_pb2_grpc as pb_grpc
 
 log = logging.getLogger("llama31.worker")
 
-PROTOCOL = 1
+PROTOCOL = 2
 HEARTBEAT_S = 0.5
 PEER_STALL_S = 5.0
+# One being read, one on its way. More would only queue up behind an ingress that is behind.
+MAX_UNACKNOWLEDGED = 2
 AUTHORIZATION = "authorization"
 
 
@@ -37,6 +39,8 @@ class Peer:
         self.attempts: dict[str, int] = {}
         self.emitted: dict[str, int] = {}
         self.closed = False
+        self._acknowledged = 0
+        self._room = asyncio.Event()
         self._pending: dict[str, pb.Output] = {}
         self._ready = asyncio.Event()
 
@@ -63,6 +67,18 @@ class Peer:
         """Lets the writer end."""
         self.closed = True
         self._ready.set()
+        self._room.set()
+
+    def acknowledge(self, sequence: int) -> None:
+        """The peer has read so far."""
+        self._acknowledged = max(self._acknowledged, sequence)
+        self._room.set()
+
+    async def wait_for_room(self, sequence: int) -> None:
+        """Returns once another message may follow message `sequence`."""
+        while sequence - self._acknowledged >= MAX_UNACKNOWLEDGED and not self.closed:
+            self._room.clear()
+            await self._room.wait()
 
     async def take(self) -> list[pb.Output]:
         """Everything that waits, at least one output; empty when the peer is closed."""
@@ -181,6 +197,8 @@ class WorkerServer(pb_grpc.WorkerServiceServicer):
                 match request.WhichOneof("command"):
                     case "submit":
                         self._submit(request.submit, peer)
+                    case "ack":
+                        peer.acknowledge(request.ack.sequence)
                     case "cancel":
                         if peer.attempts.get(request.cancel.request_id) == request.cancel.attempt:
                             self._engine.cancel(request.cancel.request_id)
@@ -209,7 +227,12 @@ class WorkerServer(pb_grpc.WorkerServiceServicer):
 
     async def _write_steps(self, context: grpc.aio.ServicerContext[Any, Any], peer: Peer) -> None:
         sequence = 1
-        while outputs := await peer.take():
+        while True:
+            # First the room, then the outputs: what becomes ready meanwhile is merged.
+            async with asyncio.timeout(PEER_STALL_S):
+                await peer.wait_for_room(sequence)
+            if not (outputs := await peer.take()):
+                return
             for batch in split_outputs(outputs):
                 sequence += 1
                 async with asyncio.timeout(PEER_STALL_S):

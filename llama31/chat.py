@@ -17,12 +17,108 @@ class Role(enum.Enum):
     TOOL = "ipython"
 
 
+class BuiltinTool(enum.Enum):
+    """Tools that Llama 3.1 was trained to call. Values are the names in its prompt and output."""
+
+    SEARCH = "brave_search"
+    MATH = "wolfram_alpha"
+    CODE = "code_interpreter"
+
+
+@dataclass(frozen=True, slots=True)
+class FunctionTool:
+    """A tool of the caller's. `parameters_json_schema` is JSON text of type "object"; empty: none."""
+
+    name: str
+    description: str = ""
+    parameters_json_schema: str = ""
+    strict: bool = False
+
+
+Tool = FunctionTool | BuiltinTool
+
+
+class ToolMode(enum.Enum):
+    """Whether the model may or must call a tool."""
+
+    AUTO = 1
+    NONE = 2
+    REQUIRED = 3
+
+
+@dataclass(frozen=True, slots=True)
+class ToolPolicy:
+    """`function_name` narrows REQUIRED to one tool. `parallel` None: as the model likes."""
+
+    mode: ToolMode = ToolMode.AUTO
+    function_name: str = ""
+    parallel: bool | None = None
+
+
+class ToolPromptFormat(enum.Enum):
+    """How custom tools are described to the model, and so how it calls them."""
+
+    JSON = 1
+    FUNCTION_TAG = 2
+
+
+@dataclass(frozen=True, slots=True)
+class ToolCall:
+    """One call by the assistant. `arguments_json` is the text of a JSON object."""
+
+    id: str
+    name: str
+    arguments_json: str
+
+
 @dataclass(frozen=True, slots=True)
 class Message:
-    """One turn. `content` is data: it never becomes a control token."""
+    """One turn. `content` is data: it never becomes a control token.
+
+    Only the assistant has `tool_calls`; only a tool result names the call that it answers.
+    """
 
     role: Role
     content: str
+    tool_calls: tuple[ToolCall, ...] = ()
+    tool_call_id: str = ""
+    is_error: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class JsonSchema:
+    """Output is JSON that this JSON schema (as text) accepts."""
+
+    schema: str
+
+
+@dataclass(frozen=True, slots=True)
+class AnyJsonObject:
+    """Output is some JSON object."""
+
+
+@dataclass(frozen=True, slots=True)
+class Regex:
+    """Output matches this pattern as a whole."""
+
+    pattern: str
+
+
+@dataclass(frozen=True, slots=True)
+class Grammar:
+    """Output follows this EBNF grammar."""
+
+    text: str
+
+
+@dataclass(frozen=True, slots=True)
+class OneOf:
+    """Output is one of these texts."""
+
+    values: tuple[str, ...]
+
+
+Constraint = JsonSchema | AnyJsonObject | Regex | Grammar | OneOf
 
 
 class FinishReason(enum.Enum):
@@ -32,6 +128,7 @@ class FinishReason(enum.Enum):
     STOP_SEQUENCE = 2
     MAX_OUTPUT_TOKENS = 3
     CONTEXT_FULL = 4
+    TOOL_CALLS = 5
     TIME_LIMIT = 7
     ABORTED = 8
 
@@ -90,6 +187,8 @@ class GenerationOptions:
     sampling: SamplingChoices = SamplingChoices()
     stop: StopChoices = StopChoices()
     returns: ReturnChoices = ReturnChoices()
+    constraint: Constraint | None = None
+    num_choices: int = 1
     priority: Priority = Priority.STANDARD
     affinity_key: str = ""
 
@@ -102,6 +201,9 @@ class ChatRequest:
     messages: tuple[Message, ...]
     options: GenerationOptions = GenerationOptions()
     date: str = ""
+    tools: tuple[Tool, ...] = ()
+    tool_policy: ToolPolicy = ToolPolicy()
+    tool_prompt_format: ToolPromptFormat = ToolPromptFormat.JSON
 
 
 @dataclass(frozen=True, slots=True)
@@ -126,7 +228,7 @@ class TokenColumns:
 
 @dataclass(frozen=True, slots=True)
 class Started:
-    """First event: the request is admitted, encoded and placed."""
+    """First event: the request is admitted, encoded and placed. `warnings` are for the caller to read."""
 
     response_id: str
     model: str
@@ -135,6 +237,17 @@ class Started:
     prompt_tokens: int
     seed: int
     prompt_token_ids: tuple[int, ...] = ()
+    warnings: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class ToolCallDelta:
+    """A piece of call number `index` of a choice. Its first piece has `id` and `name`; fragments join."""
+
+    index: int
+    id: str = ""
+    name: str = ""
+    arguments_json_fragment: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -144,6 +257,7 @@ class Delta:
     choice: int
     text: str
     tokens: TokenColumns | None = None
+    tool_calls: tuple[ToolCallDelta, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)

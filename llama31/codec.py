@@ -5,13 +5,17 @@ from __future__ import annotations
 import codecs
 from collections import deque
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from types import MappingProxyType
+from typing import Protocol
 
+from llama31.chat import Tool, ToolCall, ToolPolicy
 from llama31.errors import ConfigInvalid
 from llama31.prompt import ChatmlPrompt, Llama31Prompt, PromptFormat
 from llama31.tokenizer import HuggingFaceTokenizer, Llama31Tokenizer, Tokenizer
+from llama31.tool_parser import Control, Parsed, ToolParser
+from llama31.tools import offered_tools
 
 
 @dataclass(frozen=True, slots=True)
@@ -21,14 +25,26 @@ class Piece:
     text: str = ""
     released_ids: int = 0
     matched_stop: str | None = None
+    calls: tuple[ToolCall, ...] = ()
+
+
+class Decoder(Protocol):
+    """Decodes one output stream."""
+
+    def push(self, ids: Sequence[int]) -> Piece:
+        """Takes the next ids, in order. After a match or `finish` every piece is empty."""
+
+    def finish(self) -> Piece:
+        """Gives out whatever was held back."""
 
 
 class StreamDecoder:
     """Decodes one output stream.
 
     However the ids are cut into pushes, the joined text is the same: the UTF-8 text of all ids (invalid
-    bytes as U+FFFD, control tokens left out) up to where the first stop sequence is complete; of stops
-    that complete together the longest counts. The stop itself is given only with `keep_stop_text`.
+    bytes as U+FFFD, control tokens and an unfinished last character left out) up to where the first stop
+    sequence is complete; of stops that complete together the longest counts. The stop itself is given only
+    with `keep_stop_text`.
 
     An id is released with the last of its text. The id that completes a stop is the last one released.
     """
@@ -61,15 +77,17 @@ class StreamDecoder:
                 return Piece("".join(emitted), released, piece.matched_stop)
         return Piece("".join(emitted), released)
 
+    @property
+    def decoded_chars(self) -> int:
+        """Characters that the ids pushed so far stand for, given out or held back."""
+        return self._decoded_chars
+
     def finish(self) -> Piece:
-        """Gives out whatever was held back; an unfinished character becomes U+FFFD."""
+        """Gives out whatever was held back. A character that the end cut short is left out, its ids are not."""
         if self._done:
             return Piece()
-        piece = self._take(self._utf8.decode(b"", final=True))
-        if piece.matched_stop is not None:
-            return piece
         self._done = True
-        return Piece(piece.text + self._held_text, piece.released_ids + len(self._needed_chars))
+        return Piece(self._held_text, len(self._needed_chars))
 
     def _push_one(self, token_id: int) -> Piece:
         is_control = token_id in self._tokenizer.special_ids
@@ -117,21 +135,65 @@ class StreamDecoder:
         return released
 
 
+class CallDecoder:
+    """A decoder that tells calls from text. While a call may be coming, its ids are held with its text."""
+
+    def __init__(self, decoder: StreamDecoder, parser: ToolParser) -> None:
+        self._decoder = decoder
+        self._parser = parser
+        self._held_ids = 0
+
+    def push(self, ids: Sequence[int]) -> Piece:
+        """Takes the next ids, in order. After a match or `finish` every piece is empty."""
+        parts: list[Parsed] = []
+        for token_id in ids:
+            piece = self._decoder.push((token_id,))
+            self._held_ids += piece.released_ids
+            self._parser.control(token_id, self._decoder.decoded_chars)
+            parts.append(self._parser.push(piece.text))
+            if piece.matched_stop is not None:
+                return self._joined([*parts, self._parser.finish()], piece.matched_stop)
+        return self._joined(parts)
+
+    def finish(self) -> Piece:
+        """Gives out whatever was held back."""
+        piece = self._decoder.finish()
+        self._held_ids += piece.released_ids
+        return self._joined([self._parser.push(piece.text), self._parser.finish()], piece.matched_stop)
+
+    def _joined(self, parts: list[Parsed], matched_stop: str | None = None) -> Piece:
+        released = 0 if self._parser.is_holding else self._held_ids
+        self._held_ids -= released
+        calls = tuple(call for part in parts for call in part.calls)
+        return Piece("".join(part.text for part in parts), released, matched_stop, calls)
+
+
 @dataclass(frozen=True, slots=True)
 class ModelCodec:
     """Text to ids and ids to text of one model."""
 
     tokenizer: Tokenizer
     prompt: PromptFormat
+    controls: Mapping[int, Control] = field(default_factory=lambda: MappingProxyType({}))
 
-    def decoder(self, stop_sequences: Sequence[str] = (), keep_stop_text: bool = False) -> StreamDecoder:
+    def decoder(
+        self, stop_sequences: Sequence[str] = (), keep_stop_text: bool = False, parser: ToolParser | None = None
+    ) -> Decoder:
         """A decoder for one output stream."""
-        return StreamDecoder(self.tokenizer, stop_sequences, keep_stop_text)
+        decoder = StreamDecoder(self.tokenizer, stop_sequences, keep_stop_text)
+        return CallDecoder(decoder, parser) if parser else decoder
+
+    def tool_parser(self, tools: Sequence[Tool], policy: ToolPolicy, id_seed: str) -> ToolParser | None:
+        """A parser for one output; None where no tool is offered, so that nothing can be a call."""
+        offered = offered_tools(tools, policy)
+        max_calls = 1 if policy.parallel is False else None
+        return ToolParser(offered, self.controls, id_seed, max_calls) if offered else None
 
 
 def _llama31(checkpoint_dir: Path) -> ModelCodec:
     tokenizer = Llama31Tokenizer(checkpoint_dir)
-    return ModelCodec(tokenizer, Llama31Prompt(tokenizer))
+    controls = {tokenizer.special_id(control.value): control for control in Control}
+    return ModelCodec(tokenizer, Llama31Prompt(tokenizer), controls)
 
 
 def _chatml(checkpoint_dir: Path) -> ModelCodec:

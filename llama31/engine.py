@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 from types import MappingProxyType
 from typing import Protocol
 
-from llama31.chat import FinishReason, TokenColumns
+from llama31.chat import Constraint, FinishReason, TokenColumns
 
 
 @dataclass(frozen=True, slots=True)
@@ -50,6 +50,7 @@ class EngineRequest:
     top_logprobs: int | None = None
     priority: int = 0
     cache_salt: str = ""
+    constraint: Constraint | None = None
 
 
 @dataclass(frozen=True, slots=True)

@@ -1,14 +1,28 @@
 """Which errors exist, what each is called on every channel, and may a client try again?
 
 Llama31Error
-├── RequestError            the caller must change something
+├── RequestError            the caller must change something; a FieldError if one field is to blame
 │   ├── InvalidRequest      a field is malformed or out of range
-│   │   └── MalformedMessage  the bytes are no message of this type
+│   │   ├── MalformedMessage  the bytes are no message of this type
+│   │   ├── LanguageRefused   the tenant may not use this language here
+│   │   └── UnknownField      the API has no such field
 │   ├── ContextTooLong      prompt and output do not fit the context
 │   ├── ModelNotFound       no such model here
 │   ├── Unsupported         a documented feature that is off or not offered
+│   │   └── UnsupportedContent  a kind of content that this model does not read
 │   ├── DuplicateRequest    this request id is in flight
-│   └── Unauthenticated     no credential, or not the right one
+│   ├── Unauthenticated     no credential, or not the right one
+│   ├── PermissionDenied    the tenant may not ask for this
+│   ├── LimitReached        the tenant has used up what it was given; come back later
+│   │   ├── RateLimited       requests per minute
+│   │   ├── QuotaExceeded     tokens per minute
+│   │   └── ConcurrencyLimit  requests at the same time
+│   ├── PathNotFound        nothing is served under this path
+│   ├── MethodNotAllowed    the path is there, but not for this method
+│   ├── MediaTypeRefused    the body is not in a form that is read here
+│   ├── PayloadTooLarge     the body is larger than any request needs to be
+│   ├── HeadersTooLarge     too many headers, or too long ones
+│   └── RequestTimeout      the request did not arrive in time
 ├── ServiceError            the service could not do it
 │   ├── Overloaded          shed early; come back later
 │   ├── NoReadyReplica      the model is known, no replica can answer now
@@ -16,6 +30,7 @@ Llama31Error
 │   ├── StreamInterrupted   the replica was lost after work began
 │   ├── DeadlineExceeded    the caller's deadline passed
 │   ├── RequestCancelled    the caller went away
+│   ├── SlowConsumer        the caller does not read its answer
 │   └── InternalError       a bug; clients see no more than that
 └── SetupError              the operator must change something
     ├── ConfigInvalid       the configuration contradicts itself
@@ -34,10 +49,13 @@ from typing import ClassVar
 
 
 class Llama31Error(Exception):
-    """Root of the tree. Every constructor argument reaches `Exception`, so that errors pickle."""
+    """Root of the tree. Every constructor argument reaches `Exception`, so errors pickle; the first one is the text."""
 
     reason: ClassVar[str] = "INTERNAL"
     retryable: ClassVar[bool] = False
+
+    def __str__(self) -> str:
+        return str(self.args[0]) if self.args else ""
 
 
 class RequestError(Llama31Error):
@@ -46,10 +64,8 @@ class RequestError(Llama31Error):
     reason = "INVALID_REQUEST"
 
 
-class InvalidRequest(RequestError):
-    """A field is malformed or out of range; `field` is its path in the request message."""
-
-    reason = "INVALID_FIELD"
+class FieldError(RequestError):
+    """About one field; `field` is its path in the request message."""
 
     def __init__(self, field: str, message: str) -> None:
         super().__init__(field, message)
@@ -60,10 +76,28 @@ class InvalidRequest(RequestError):
         return f"{self.field}: {self.message}"
 
 
+class InvalidRequest(FieldError):
+    """A field is malformed or out of range."""
+
+    reason = "INVALID_FIELD"
+
+
 class MalformedMessage(InvalidRequest):
     """The bytes are no message of this type, or hold text that is not UTF-8."""
 
     reason = "MALFORMED_MESSAGE"
+
+
+class LanguageRefused(InvalidRequest):
+    """The text is in a language that the model was not made for, and the tenant's policy says no."""
+
+    reason = "LANGUAGE_NOT_SUPPORTED"
+
+
+class UnknownField(InvalidRequest):
+    """The API has no such field; never ignored, because the caller expects it to act."""
+
+    reason = "UNKNOWN_FIELD"
 
 
 class ContextTooLong(RequestError):
@@ -98,18 +132,16 @@ class ModelNotFound(RequestError):
         return f"model {self.model!r} is not served here; known: {', '.join(self.known) or 'none'}"
 
 
-class Unsupported(RequestError):
+class Unsupported(FieldError):
     """A field of the API that this server does not offer; never ignored silently."""
 
     reason = "UNSUPPORTED"
 
-    def __init__(self, field: str, message: str) -> None:
-        super().__init__(field, message)
-        self.field = field
-        self.message = message
 
-    def __str__(self) -> str:
-        return f"{self.field}: {self.message}"
+class UnsupportedContent(Unsupported):
+    """Content of a kind that this model does not read, such as an image."""
+
+    reason = "UNSUPPORTED_CONTENT"
 
 
 class DuplicateRequest(RequestError):
@@ -131,6 +163,90 @@ class Unauthenticated(RequestError):
     reason = "UNAUTHENTICATED"
 
 
+class PermissionDenied(FieldError):
+    """The tenant may not ask for this."""
+
+    reason = "PERMISSION_DENIED"
+
+
+class PathNotFound(RequestError):
+    """Nothing is served under this path."""
+
+    reason = "NOT_FOUND"
+
+
+class MethodNotAllowed(RequestError):
+    """The path is there, but not for this method; `allowed` are those that it takes."""
+
+    reason = "METHOD_NOT_ALLOWED"
+
+    def __init__(self, allowed: tuple[str, ...]) -> None:
+        super().__init__(allowed)
+        self.allowed = allowed
+
+    def __str__(self) -> str:
+        return f"this path takes {', '.join(self.allowed)} only"
+
+
+class MediaTypeRefused(RequestError):
+    """The body is not in a form that is read here."""
+
+    reason = "UNSUPPORTED_MEDIA_TYPE"
+
+
+class PayloadTooLarge(RequestError):
+    """The body is larger than any request needs to be."""
+
+    reason = "PAYLOAD_TOO_LARGE"
+
+
+class HeadersTooLarge(RequestError):
+    """Too many headers, or too long ones."""
+
+    reason = "HEADERS_TOO_LARGE"
+
+
+class RequestTimeout(RequestError):
+    """The request did not arrive in time."""
+
+    reason = "REQUEST_TIMEOUT"
+
+    def __init__(self, limit_s: float) -> None:
+        super().__init__(limit_s)
+        self.limit_s = limit_s
+
+    def __str__(self) -> str:
+        return f"request not received within {self.limit_s:g} s"
+
+
+class LimitReached(RequestError):
+    """A tenant's limit. `retry_after_s` inf: waiting does not help, the request is too large."""
+
+    retryable = True
+
+    def __init__(self, message: str, retry_after_s: float = 1.0) -> None:
+        super().__init__(message, retry_after_s)
+        self.retry_after_s = retry_after_s
+
+
+class RateLimited(LimitReached):
+    """The tenant's requests per minute are used up."""
+
+    reason = "RATE_LIMITED"
+
+
+class QuotaExceeded(LimitReached):
+    """The tenant's tokens per minute do not cover prompt and output limit."""
+
+    reason = "QUOTA_EXCEEDED"
+
+
+class ConcurrencyLimit(LimitReached):
+    """The tenant has as many requests in flight as it may."""
+
+    reason = "CONCURRENCY_LIMIT"
+
+
 class ServiceError(Llama31Error):
     """The service could not do it."""
 
@@ -145,11 +261,7 @@ class Overloaded(ServiceError):
 
     def __init__(self, message: str, retry_after_s: float = 1.0) -> None:
         super().__init__(message, retry_after_s)
-        self.message = message
         self.retry_after_s = retry_after_s
-
-    def __str__(self) -> str:
-        return self.message
 
 
 class NoReadyReplica(ServiceError):
@@ -208,6 +320,13 @@ class RequestCancelled(ServiceError):
     """The caller cancelled or went away."""
 
     reason = "CANCELLED"
+    retryable = False
+
+
+class SlowConsumer(ServiceError):
+    """The caller did not read its answer for too long; another attempt would end the same way."""
+
+    reason = "SLOW_CONSUMER"
     retryable = False
 
 

@@ -12,7 +12,16 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from llama31.chat import FinishReason, TokenColumns
+from llama31.chat import (
+    AnyJsonObject,
+    Constraint,
+    FinishReason,
+    Grammar,
+    JsonSchema,
+    OneOf,
+    Regex,
+    TokenColumns,
+)
 from llama31.engine import EngineOutput, EngineRequest, EngineState, RankReport
 from llama31.errors import DuplicateRequest, EngineFailed
 from llama31.parallel import ParallelPlan
@@ -23,6 +32,7 @@ if TYPE_CHECKING:
     from vllm import SamplingParams
     from vllm.config import VllmConfig
     from vllm.outputs import RequestOutput
+    from vllm.sampling_params import StructuredOutputsParams
     from vllm.v1.engine.async_llm import AsyncLLM
 
 FINISH_REASONS = {
@@ -60,7 +70,11 @@ def engine_arguments(settings: VllmSettings) -> dict[str, Any]:
     ranks = {"cpu": "llama31.vllm_worker.CpuRank", "cuda": "llama31.vllm_worker.CudaRank"}
     return {
         "model": str(settings.checkpoint),
-        "skip_tokenizer_init": True,
+        # Only constrained output needs one there; checkpoints without tokenizer.json do without it.
+        "skip_tokenizer_init": not (settings.checkpoint / "tokenizer.json").is_file(),
+        # Compiles in milliseconds whatever the schema, and is the library that checks it at the door.
+        # Free white space would let a small model fill its whole limit with it.
+        "structured_outputs_config": {"backend": "guidance", "disable_any_whitespace": True},
         "tensor_parallel_size": settings.plan.tp,
         "pipeline_parallel_size": settings.plan.pp,
         "distributed_executor_backend": "ray",
@@ -301,7 +315,26 @@ def sampling_params(request: EngineRequest) -> SamplingParams:
         logprobs=request.top_logprobs,
         detokenize=False,
         output_kind=RequestOutputKind.DELTA,
+        structured_outputs=_structured_outputs(request.constraint),
     )
+
+
+def _structured_outputs(constraint: Constraint | None) -> StructuredOutputsParams | None:
+    from vllm.sampling_params import StructuredOutputsParams
+
+    match constraint:
+        case JsonSchema(schema):
+            return StructuredOutputsParams(json=schema)
+        case AnyJsonObject():
+            return StructuredOutputsParams(json_object=True)
+        case Regex(pattern):
+            return StructuredOutputsParams(regex=pattern)
+        case Grammar(text):
+            return StructuredOutputsParams(grammar=text)
+        case OneOf(values):
+            return StructuredOutputsParams(choice=list(values))
+        case None:
+            return None
 
 
 def _columns(request: EngineRequest, piece: Any) -> TokenColumns:
@@ -328,5 +361,7 @@ def _interval_s(metrics: Any, start: str, end: str) -> float:
 
 
 def _first_line(error: BaseException) -> str:
-    text = str(error).strip() or type(error).__name__
+    # vLLM wraps what went wrong in an EngineGenerateError without words.
+    cause = error.__cause__ or error
+    text = str(cause).strip() or type(cause).__name__
     return text.splitlines()[0][:300]

@@ -15,8 +15,17 @@ from cluster.local import LocalCluster, LocalClusterSettings, prepare_environmen
 # Before any test module imports Ray.
 prepare_environment()
 
-MARKERS = ("demo", "cli", "vllm", "ray", "gpu")
-BUDGET_S = {"unit": 20, "ray": 180, "vllm": 720, "cli": 300, "demo": 180, "gpu": 600}
+MARKERS = ("demo", "cli", "vllm", "ray", "gpu", "bad_input", "conformance")
+BUDGET_S = {
+    "unit": 30,
+    "bad_input": 120,
+    "conformance": 240,
+    "ray": 180,
+    "vllm": 900,
+    "cli": 300,
+    "demo": 180,
+    "gpu": 600,
+}
 
 _spent_s: dict[str, float] = defaultdict(float)
 _tests: dict[str, int] = defaultdict(int)
@@ -24,7 +33,7 @@ _tests: dict[str, int] = defaultdict(int)
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """Fast ones first, then those that share the session's cluster, then those that start their own."""
-    order = {"unit": 0, "gpu": 1, "ray": 2, "vllm": 3, "cli": 4, "demo": 5}
+    order = {"unit": 0, "bad_input": 1, "conformance": 2, "gpu": 3, "ray": 4, "vllm": 5, "cli": 6, "demo": 7}
     items.sort(key=lambda item: order[_marker(item)])
 
 
@@ -40,7 +49,7 @@ def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
     terminalreporter.section("time per marker")
     for marker in sorted(_spent_s):
         spent = f"{_tests[marker]:5d} tests {_spent_s[marker]:7.1f} s of {BUDGET_S[marker]} s"
-        terminalreporter.line(f"{marker:5s} {spent}")
+        terminalreporter.line(f"{marker:11s} {spent}")
 
 
 def _marker(item: pytest.Item) -> str:

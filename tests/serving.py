@@ -18,7 +18,7 @@ from llama31.chat import GenerationOptions, ReturnChoices, SamplingChoices, Stop
 from llama31.v1 import completion_service_pb2 as pb
 from llama31.v1 import completion_service_pb2_grpc as pb_grpc
 
-FREE_PORTS = {"ingress.port": 0, "ingress.metrics_port": 0}
+FREE_PORTS = {"ingress.port": 0, "ingress.http_port": 0, "ingress.metrics_port": 0}
 
 
 @contextmanager
@@ -28,7 +28,7 @@ def served(overrides: dict[str, Any], config_name: str = "standin") -> Iterator[
     lines: list[str] = []
     application = RunningApplication(config, lines.append)
     try:
-        yield config, f"127.0.0.1:{application.start()}"
+        yield config, f"127.0.0.1:{application.start().grpc}"
     finally:
         application.stop()
 

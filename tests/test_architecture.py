@@ -42,15 +42,26 @@ CONFINED = {
     "gguf": ("llama31/standin.py",),
     "tokenizers": ("llama31/tokenizer.py",),
     "tiktoken": ("llama31/tokenizer.py",),
+    "py3langid": ("deployments/language.py",),
     "yaml": ("deployments/config.py",),
 }
-WIRE_MODULES = ("google", "grpc_health", "grpc_reflection", "grpc_status", "llama31.v1", "llama31.worker")
+WIRE_MODULES = (
+    "google",
+    "grpc_health",
+    "grpc_reflection",
+    "grpc_status",
+    "llama31.v1",
+    "llama31.worker",
+    "llama31.oip",
+)
 WIRE_FILES = (
     "deployments/ingress/*.py",
     "deployments/worker_*.py",
     "deployments/engine_server.py",
     "deployments/replica_link.py",
     "deployments/client.py",
+    "deployments/client_wire.py",
+    "deployments/constraint_codec.py",
 )
 ENVIRONMENT_FILES = ("deployments/config.py", "llama31/vllm_*.py", "cluster/local.py")
 

@@ -11,11 +11,13 @@ from dataclasses import dataclass
 from typing import Any, cast
 
 import grpc
-from grpc_reflection.v1alpha import reflection
 
 from deployments.call import Gateway, ModelStatus
-from deployments.ingress import health, proto_answers, proto_codec
+from deployments.ingress import health, oip, oip_codec, proto_answers, proto_codec, reflection
+from deployments.ingress.complete_many import CompleteMany
+from deployments.ingress.decoding import decoded
 from deployments.ingress.interceptors import Rpc, RpcGuard
+from deployments.tenant import Authenticate, everybody_is_local
 from llama31.chat import Completed, Event, Started
 from llama31.errors import ConfigInvalid, InternalError, InvalidRequest, ModelNotFound, PortInUse
 
@@ -30,13 +32,16 @@ _LAST_BYTES_S = 0.5
 
 @dataclass(frozen=True, slots=True)
 class IngressSettings:
-    """`port` 0 takes a free one. Reflection is for loopback addresses: it is not authenticated."""
+    """`port` 0 takes a free one."""
 
     host: str = "127.0.0.1"
     port: int = 9000
     so_reuseport: bool = False
     reflection: bool = True
     write_stall_s: float = 30.0
+    request_wait_s: float = 10.0
+    handshake_s: float = 20.0
+    connection_idle_s: float = 300.0
     drain_s: float = 30.0
     max_message_bytes: int = 16 * 2**20
     max_metadata_bytes: int = 16 * 2**10
@@ -48,9 +53,18 @@ class IngressSettings:
 class GrpcIngress:
     """The public gRPC server in front of a gateway."""
 
-    def __init__(self, gateway: Gateway, settings: IngressSettings) -> None:
+    def __init__(
+        self,
+        gateway: Gateway,
+        settings: IngressSettings,
+        authenticate: Authenticate = everybody_is_local,
+        credentials: grpc.ServerCredentials | None = None,
+    ) -> None:
+        """Without `credentials` the port speaks plaintext."""
         self._gateway = gateway
         self._settings = settings
+        self._authenticate = authenticate
+        self._credentials = credentials
         self._guard: RpcGuard | None = None
         self._server: grpc.aio.Server | None = None
 
@@ -59,16 +73,19 @@ class GrpcIngress:
         settings = self._settings
         if not settings.so_reuseport:
             _probe(settings.host, settings.port)
-        self._guard = RpcGuard(settings.write_stall_s)
+        self._guard = RpcGuard(settings.write_stall_s, settings.request_wait_s, self._authenticate)
         server = grpc.aio.server(options=server_options(settings))
         services = _services(self._gateway, self._guard)
+        if settings.reflection:
+            services |= reflection.service(tuple(services), self._guard)
         for name, handlers in services.items():
             server.add_generic_rpc_handlers((grpc.method_handlers_generic_handler(name, handlers),))
-        if settings.reflection:
-            reflection.enable_server_reflection((*services, reflection.SERVICE_NAME), server)
         host = f"[{settings.host}]" if ":" in settings.host else settings.host
         try:
-            port = server.add_insecure_port(f"{host}:{settings.port}")
+            if self._credentials is None:
+                port = server.add_insecure_port(f"{host}:{settings.port}")
+            else:
+                port = server.add_secure_port(f"{host}:{settings.port}", self._credentials)
         except RuntimeError:
             await server.stop(None)
             raise PortInUse(settings.host, settings.port, "--port") from None
@@ -104,9 +121,17 @@ def server_options(settings: IngressSettings) -> list[tuple[str, int]]:
         ("grpc.max_metadata_size", settings.max_metadata_bytes),
         ("grpc.absolute_max_metadata_size", settings.max_metadata_bytes),
         ("grpc.max_concurrent_streams", settings.max_streams_per_connection),
-        # A client may ping while a long prefill sends nothing, at any rate.
-        ("grpc.http2.min_ping_interval_without_data_ms", 10_000),
-        ("grpc.http2.max_ping_strikes", 0),
+        # From the connection's first byte to the client's first HTTP/2 frame; gRPC's default is two minutes.
+        ("grpc.server_handshake_timeout_ms", round(settings.handshake_s * 1000)),
+        # A connection without calls is closed; clients open another with their next call.
+        ("grpc.max_connection_idle_ms", round(settings.connection_idle_s * 1000)),
+        # Above its default of 1,000 calls that we have not seen yet, core cancels some of them without a word:
+        # clients should rather hear from us that there is too much to do.
+        ("grpc.server.max_pending_requests", 4096),
+        ("grpc.server.max_pending_requests_hard_limit", 8192),
+        # A client may ping while a long prefill sends nothing, but not flood: no keepalive is faster than this.
+        ("grpc.http2.min_ping_interval_without_data_ms", 500),
+        ("grpc.http2.max_ping_strikes", 10),
         ("grpc.keepalive_permit_without_calls", 1),
         # Finds dead clients; without `ping_timeout_ms` the answer to a ping may take a minute.
         ("grpc.keepalive_time_ms", round(settings.keepalive_time_s * 1000)),
@@ -121,7 +146,8 @@ Handlers = dict[str, "grpc.RpcMethodHandler[Any, Any]"]
 def _services(gateway: Gateway, guard: RpcGuard) -> dict[str, Handlers]:
     generation = _Generation(gateway)
     models = _Models(gateway)
-    health_service = health.HealthService(gateway, guard.draining, (MODEL_SERVICE,), (CHAT_SERVICE, COMPLETION_SERVICE))
+    answering = (CHAT_SERVICE, COMPLETION_SERVICE, oip.SERVICE)
+    health_service = health.HealthService(gateway, guard.draining, (MODEL_SERVICE,), answering)
     return {
         CHAT_SERVICE: {
             "Chat": guard.unary(generation.chat, prompt_field="spec.messages"),
@@ -130,9 +156,7 @@ def _services(gateway: Gateway, guard: RpcGuard) -> dict[str, Handlers]:
         COMPLETION_SERVICE: {
             "Complete": guard.unary(generation.complete),
             "StreamComplete": guard.stream(generation.stream_complete),
-            "CompleteMany": guard.unsupported(
-                "CompleteMany", "is not offered; call Complete or StreamComplete once per prompt"
-            ),
+            "CompleteMany": guard.duplex(CompleteMany(gateway, guard.draining).run),
         },
         MODEL_SERVICE: {
             "ListModels": guard.unary(models.list_models),
@@ -140,10 +164,23 @@ def _services(gateway: Gateway, guard: RpcGuard) -> dict[str, Handlers]:
             "Tokenize": guard.unary(models.tokenize),
             "Detokenize": guard.unary(models.detokenize),
         },
+        oip.SERVICE: _inference(oip.InferenceService(gateway, guard.draining), guard),
         health.SERVICE: {
-            "Check": guard.unary(health_service.check, while_draining=True),
-            "Watch": guard.stream(health_service.watch, while_draining=True),
+            "Check": guard.unary(health_service.check, is_health=True),
+            "Watch": guard.stream(health_service.watch, is_health=True),
         },
+    }
+
+
+def _inference(service: oip.InferenceService, guard: RpcGuard) -> Handlers:
+    return {
+        "ServerLive": guard.unary(service.server_live, is_health=True),
+        "ServerReady": guard.unary(service.server_ready, is_health=True),
+        "ModelReady": guard.unary(service.model_ready, is_health=True),
+        "ServerMetadata": guard.unary(service.server_metadata),
+        "ModelMetadata": guard.unary(service.model_metadata),
+        "ModelInfer": guard.unary(service.infer, prompt_field=oip_codec.PROMPTS),
+        "ModelStreamInfer": guard.duplex(service.stream_infer),
     }
 
 
@@ -154,19 +191,19 @@ class _Generation:
         self._gateway = gateway
 
     async def chat(self, request: bytes, rpc: Rpc) -> bytes:
-        events = self._gateway.chat(proto_codec.decode_chat(request), rpc.call)
+        events = self._gateway.chat(await decoded(proto_codec.decode_chat, request), rpc.call)
         return (await _collect(events, rpc)).encode_chat()
 
     async def stream_chat(self, request: bytes, rpc: Rpc) -> None:
-        events = self._gateway.chat(proto_codec.decode_stream_chat(request), rpc.call)
+        events = self._gateway.chat(await decoded(proto_codec.decode_stream_chat, request), rpc.call)
         await _forward(events, proto_answers.encode_chat_event, rpc)
 
     async def complete(self, request: bytes, rpc: Rpc) -> bytes:
-        events = self._gateway.complete(proto_codec.decode_complete(request), rpc.call)
+        events = self._gateway.complete(await decoded(proto_codec.decode_complete, request), rpc.call)
         return (await _collect(events, rpc)).encode_completion()
 
     async def stream_complete(self, request: bytes, rpc: Rpc) -> None:
-        events = self._gateway.complete(proto_codec.decode_stream_complete(request), rpc.call)
+        events = self._gateway.complete(await decoded(proto_codec.decode_stream_complete, request), rpc.call)
         await _forward(events, proto_answers.encode_completion_event, rpc)
 
 
@@ -204,14 +241,14 @@ class _Models:
 
     async def list_models(self, request: bytes, rpc: Rpc) -> bytes:
         page_size, page_token = proto_codec.decode_list_models(request)
-        models = self._gateway.models()
+        models = self._granted(rpc)
         first = _page_start(models, page_token)
         end = first + min(page_size or _DEFAULT_PAGE_SIZE, _MAX_PAGE_SIZE)
         return proto_answers.encode_list_models(models[first:end], models[end].name if end < len(models) else "")
 
     async def get_model(self, request: bytes, rpc: Rpc) -> bytes:
         name = proto_codec.decode_get_model(request)
-        models = self._gateway.models()
+        models = self._granted(rpc)
         model = next((m for m in models if m.name == name), None)
         if model is None:
             raise ModelNotFound(name, tuple(m.name for m in models))
@@ -219,12 +256,23 @@ class _Models:
 
     async def tokenize(self, request: bytes, rpc: Rpc) -> bytes:
         # Megabytes of text take long to encode: not on the loop that writes everybody's tokens.
-        ids = await asyncio.to_thread(self._gateway.tokenize, *proto_codec.decode_tokenize(request))
+        model, text, add_special_tokens = proto_codec.decode_tokenize(request)
+        self._check_grant(model, rpc)
+        ids = await asyncio.to_thread(self._gateway.tokenize, model, text, add_special_tokens)
         return proto_answers.encode_tokenize(ids)
 
     async def detokenize(self, request: bytes, rpc: Rpc) -> bytes:
-        text = await asyncio.to_thread(self._gateway.detokenize, *proto_codec.decode_detokenize(request))
+        model, ids = proto_codec.decode_detokenize(request)
+        self._check_grant(model, rpc)
+        text = await asyncio.to_thread(self._gateway.detokenize, model, ids)
         return proto_answers.encode_detokenize(text)
+
+    def _granted(self, rpc: Rpc) -> tuple[ModelStatus, ...]:
+        return tuple(model for model in self._gateway.models() if rpc.call.tenant.may_use(model.name))
+
+    def _check_grant(self, model: str, rpc: Rpc) -> None:
+        if not rpc.call.tenant.may_use(model):
+            raise ModelNotFound(model, tuple(m.name for m in self._granted(rpc)))
 
 
 def _page_start(models: tuple[ModelStatus, ...], page_token: str) -> int:

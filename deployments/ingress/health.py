@@ -18,7 +18,7 @@ MODEL_PREFIX = "model:"
 _SERVING = health_pb2.HealthCheckResponse.SERVING
 _NOT_SERVING = health_pb2.HealthCheckResponse.NOT_SERVING
 _SERVICE_UNKNOWN = health_pb2.HealthCheckResponse.SERVICE_UNKNOWN
-_ANSWERING_STATES = ("ready", "degraded")
+ANSWERING_STATES = ("ready", "degraded")
 
 
 class HealthService:
@@ -79,7 +79,7 @@ class HealthService:
 
     def _statuses(self) -> dict[str, int]:
         draining = self._draining.is_set()
-        answering = {m.name: not draining and m.state in _ANSWERING_STATES for m in self._gateway.models()}
+        answering = {m.name: not draining and m.state in ANSWERING_STATES for m in self._gateway.models()}
         found = dict.fromkeys(self._process_services, not draining)
         found |= dict.fromkeys(self._model_services, any(answering.values()))
         found |= {MODEL_PREFIX + name: up for name, up in answering.items()}

@@ -1,6 +1,8 @@
-"""What happens around every RPC: request id, deadline, refusal while draining, error status, stalled readers?
+"""What happens around every RPC: API key, request id, deadline, draining, error status, stalled writers and readers?
 
 These are plain wrappers around our own methods, because the interceptors of grpc.aio are experimental.
+Every handler is one of streams, also for a single message: grpc.aio's own unary handlers wait without end
+and out of our sight for a request that never comes, and for a reader that never reads the answer.
 """
 
 from __future__ import annotations
@@ -10,33 +12,38 @@ import contextlib
 import logging
 import re
 import uuid
-from collections.abc import Awaitable, Callable, Iterator
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 from dataclasses import dataclass
 from typing import NoReturn, TypeAlias, TypeVar
 
 import grpc
 
 from deployments.call import Call
+from deployments.ingress.stalled_writes import StalledWrites
 from deployments.ingress.status import rich_status, status_row, trailing_metadata
+from deployments.tenant import Authenticate, Tenant, everybody_is_local
 from llama31.chat import Started
 from llama31.errors import (
     Draining,
     InternalError,
-    InvalidRequest,
     Llama31Error,
+    MalformedMessage,
     RequestCancelled,
-    Unsupported,
+    RequestTimeout,
 )
 
 REQUEST_ID_KEY = "x-request-id"
 REPLICA_KEY = "x-llama31-replica"
 REVISION_KEY = "x-llama31-model-revision"
+WARNING_KEY = "x-llama31-warning"
+AUTHORIZATION_KEY = "authorization"
 
 _REQUEST_ID = re.compile(r"[A-Za-z0-9._-]{1,128}")
 _LOG = logging.getLogger(__name__)
+_GONE = "the client went away"
 
 Context: TypeAlias = "grpc.aio.ServicerContext[bytes, bytes]"
-_R = TypeVar("_R")
+_Q = TypeVar("_Q")
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,7 +52,8 @@ class Rpc:
 
     call: Call
     context: Context
-    write_stall_s: float
+    writes: StalledWrites
+    task: asyncio.Task[object]
 
     async def send_headers(self, started: Started) -> None:
         """Tells who answers. gRPC clients never retry after headers, so they wait for the admission."""
@@ -55,16 +63,16 @@ class Rpc:
             (REVISION_KEY, started.model_revision),
         )
         with _client_gone():
+            if started.warnings:
+                self.context.set_trailing_metadata(tuple((WARNING_KEY, text) for text in started.warnings))
             await self.context.send_initial_metadata(headers)
 
     async def write(self, message: bytes) -> None:
-        """Sends one message. Raises: RequestCancelled if the client went away or does not read."""
+        """Sends one message. Raises: RequestCancelled if the client went away, SlowConsumer if it does not read."""
         try:
-            with _client_gone():
-                async with asyncio.timeout(self.write_stall_s):
-                    await self.context.write(message)
-        except TimeoutError:
-            raise RequestCancelled(f"slow consumer: nothing was read for {self.write_stall_s:g} s") from None
+            await self.writes.bound(self.context.write(message), self.task)
+        except grpc.aio.BaseError:
+            raise RequestCancelled(_GONE) from None
 
 
 @contextlib.contextmanager
@@ -73,56 +81,61 @@ def _client_gone() -> Iterator[None]:
     try:
         yield
     except grpc.aio.BaseError:
-        raise RequestCancelled("the client went away") from None
+        raise RequestCancelled(_GONE) from None
 
 
 UnaryMethod: TypeAlias = Callable[[bytes, Rpc], Awaitable[bytes]]
 StreamMethod: TypeAlias = Callable[[bytes, Rpc], Awaitable[None]]
+DuplexMethod: TypeAlias = Callable[[AsyncIterator[bytes], Rpc], Awaitable[None]]
 
 
 class RpcGuard:
     """Wraps methods into gRPC handlers on raw bytes and counts the calls that a drain waits for."""
 
-    def __init__(self, write_stall_s: float) -> None:
+    def __init__(
+        self, write_stall_s: float, request_wait_s: float, authenticate: Authenticate = everybody_is_local
+    ) -> None:
+        self._authenticate = authenticate
         self.draining = asyncio.Event()
-        self._write_stall_s = write_stall_s
+        self._writes = StalledWrites(write_stall_s)
+        self._request_wait_s = request_wait_s
         self._in_flight = 0
         self._idle = asyncio.Event()
         self._idle.set()
 
     def unary(
-        self, method: UnaryMethod, *, prompt_field: str = "spec", while_draining: bool = False
+        self, method: UnaryMethod, *, prompt_field: str = "spec", is_health: bool = False
     ) -> grpc.RpcMethodHandler[bytes, bytes]:
         """A handler for one request and one answer.
 
         Args:
             prompt_field: Where a prompt that is too long came from.
-            while_draining: Whether it answers while draining, and is not waited for.
+            is_health: Asks for no key, answers while draining, and is not waited for.
         """
 
-        async def handle(request: bytes, context: Context) -> bytes:
-            return await self._run(method, request, context, prompt_field, while_draining)
+        async def answer(request: bytes, rpc: Rpc) -> None:
+            await rpc.write(await method(request, rpc))
 
-        return grpc.unary_unary_rpc_method_handler(handle)
+        return self.stream(answer, prompt_field=prompt_field, is_health=is_health)
 
     def stream(
-        self, method: StreamMethod, *, prompt_field: str = "spec", while_draining: bool = False
+        self, method: StreamMethod, *, prompt_field: str = "spec", is_health: bool = False
     ) -> grpc.RpcMethodHandler[bytes, bytes]:
         """A handler for one request and a stream of answers; arguments as for `unary`."""
 
-        async def handle(request: bytes, context: Context) -> None:
-            await self._run(method, request, context, prompt_field, while_draining)
-
-        return grpc.unary_stream_rpc_method_handler(handle)
-
-    def unsupported(self, field: str, message: str) -> grpc.RpcMethodHandler[bytes, bytes]:
-        """A handler that refuses a stream of requests before it reads any."""
-
-        async def refuse(request: bytes, rpc: Rpc) -> None:
-            raise Unsupported(field, message)
-
         async def handle(requests: object, context: Context) -> None:
-            await self._run(refuse, b"", context, field, while_draining=True)
+            await self._run(method, self._receive, context, prompt_field, is_health)
+
+        return grpc.stream_stream_rpc_method_handler(handle)
+
+    def duplex(self, method: DuplexMethod) -> grpc.RpcMethodHandler[bytes, bytes]:
+        """A handler for a stream of requests and a stream of answers."""
+
+        async def handle(requests: AsyncIterator[bytes], context: Context) -> None:
+            async def all_of_them(_: Context) -> AsyncIterator[bytes]:
+                return requests
+
+            await self._run(method, all_of_them, context, "spec")
 
         return grpc.stream_stream_rpc_method_handler(handle)
 
@@ -134,20 +147,34 @@ class RpcGuard:
                 await self._idle.wait()
         return self._in_flight == 0
 
+    async def _receive(self, context: Context) -> bytes:
+        """The request. Raises: RequestTimeout if it does not come, MalformedMessage if there is none."""
+        try:
+            async with asyncio.timeout(self._request_wait_s):
+                message = await context.read()
+        except TimeoutError:
+            raise RequestTimeout(self._request_wait_s) from None
+        if not isinstance(message, bytes):
+            raise MalformedMessage("request", "malformed request message: the call brought none")
+        return message
+
     async def _run(
         self,
-        method: Callable[[bytes, Rpc], Awaitable[_R]],
-        request: bytes,
+        method: Callable[[_Q, Rpc], Awaitable[None]],
+        receive: Callable[[Context], Awaitable[_Q]],
         context: Context,
         prompt_field: str,
-        while_draining: bool,
-    ) -> _R:
+        is_health: bool = False,
+    ) -> None:
         request_id = uuid.uuid4().hex
         try:
             request_id = _request_id(context) or request_id
-            rpc = Rpc(Call(request_id, _deadline_s(context)), context, self._write_stall_s)
-            if while_draining:
-                return await method(request, rpc)
+            if is_health:
+                return await method(await receive(context), self._rpc(Call(request_id), context))
+            # Who may not ask is not listened to.
+            tenant = self._tenant(context)
+            rpc = self._rpc(Call(request_id, _deadline_s(context), tenant), context)
+            request = await receive(context)
             with self._counted():
                 return await method(request, rpc)
         except Llama31Error as error:
@@ -166,6 +193,22 @@ class RpcGuard:
             _LOG.exception("request %s failed", request_id)
             failure = InternalError()
         await _abort(context, failure, request_id, prompt_field)
+
+    def _rpc(self, call: Call, context: Context) -> Rpc:
+        task = asyncio.current_task()
+        assert task is not None
+        return Rpc(call, context, self._writes, task)
+
+    async def check_key(self, context: Context) -> None:
+        """For methods that are not ours: ends the call unless it brings a key."""
+        try:
+            self._tenant(context)
+        except Llama31Error as error:
+            await _abort(context, error, uuid.uuid4().hex, "spec")
+
+    def _tenant(self, context: Context) -> Tenant:
+        metadata = context.invocation_metadata() or ()
+        return self._authenticate([str(value) for key, value in metadata if key == AUTHORIZATION_KEY])
 
     @contextlib.contextmanager
     def _counted(self) -> Iterator[None]:
@@ -187,12 +230,10 @@ def _is_cancelled() -> bool:
 
 
 def _request_id(context: Context) -> str:
-    """The caller's id, or "" if it gave none."""
+    """The caller's id; "" if it gave none that may stand in a log: the answer's headers tell which one holds."""
     for key, value in context.invocation_metadata() or ():
-        if key == REQUEST_ID_KEY:
-            if isinstance(value, str) and _REQUEST_ID.fullmatch(value):
-                return value
-            raise InvalidRequest(REQUEST_ID_KEY, "must have 1 to 128 of the characters A-Z a-z 0-9 . _ -")
+        if key == REQUEST_ID_KEY and isinstance(value, str) and _REQUEST_ID.fullmatch(value):
+            return value
     return ""
 
 
@@ -203,4 +244,8 @@ def _deadline_s(context: Context) -> float | None:
 
 async def _abort(context: Context, error: Llama31Error, request_id: str, prompt_field: str) -> NoReturn:
     status = rich_status(error, request_id, prompt_field)
-    await context.abort(status_row(error).grpc_code, status.message, trailing_metadata(error, status))
+    try:
+        await context.abort(status_row(error).grpc_code, status.message, trailing_metadata(error, status))
+    except grpc.aio.InternalError:
+        # The client went away with the status still on its way.
+        raise asyncio.CancelledError from None

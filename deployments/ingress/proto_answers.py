@@ -2,24 +2,28 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import AsyncGenerator, Sequence
 from dataclasses import dataclass, field
 
 from google.protobuf.duration_pb2 import Duration
 
 from deployments.call import ModelStatus
+from deployments.ingress.status import retry_delay_s, rich_status
 from llama31 import chat
-from llama31.errors import InternalError
+from llama31.errors import InternalError, Llama31Error
 from llama31.v1 import chat_service_pb2 as chat_pb
 from llama31.v1 import common_pb2 as common_pb
 from llama31.v1 import completion_service_pb2 as completion_pb
 from llama31.v1 import model_service_pb2 as model_pb
+
+EventStream = AsyncGenerator[chat.Event, None]
 
 _FINISH = {
     chat.FinishReason.END_OF_TURN: common_pb.FINISH_REASON_END_OF_TURN,
     chat.FinishReason.STOP_SEQUENCE: common_pb.FINISH_REASON_STOP_SEQUENCE,
     chat.FinishReason.MAX_OUTPUT_TOKENS: common_pb.FINISH_REASON_MAX_OUTPUT_TOKENS,
     chat.FinishReason.CONTEXT_FULL: common_pb.FINISH_REASON_CONTEXT_FULL,
+    chat.FinishReason.TOOL_CALLS: common_pb.FINISH_REASON_TOOL_CALLS,
     chat.FinishReason.TIME_LIMIT: common_pb.FINISH_REASON_TIME_LIMIT,
     chat.FinishReason.ABORTED: common_pb.FINISH_REASON_ABORTED,
 }
@@ -33,13 +37,23 @@ _STATES = {
 
 def encode_chat_event(sequence: int, event: chat.Event) -> bytes:
     """One `StreamChatResponse`; the caller counts `sequence` from 1."""
-    out = chat_pb.ChatEvent(sequence=sequence)
+    # Filled in place: a message that is put into another one is copied, which every token would pay for.
+    message = chat_pb.StreamChatResponse()
+    out = message.event
+    out.sequence = sequence
     match event:
         case chat.Started():
             out.started.CopyFrom(_chat_started(event))
         case chat.Delta():
             out.delta.choice = event.choice
             out.delta.text = event.text
+            for call in event.tool_calls:
+                out.delta.tool_calls.add(
+                    index=call.index,
+                    id=call.id,
+                    name=call.name,
+                    arguments_json_fragment=call.arguments_json_fragment,
+                )
             if event.tokens is not None:
                 out.delta.tokens.CopyFrom(_columns(event.tokens))
         case chat.ChoiceDone():
@@ -48,7 +62,7 @@ def encode_chat_event(sequence: int, event: chat.Event) -> bytes:
             out.choice_done.matched_stop = event.matched_stop
         case chat.Completed():
             out.completed.usage.CopyFrom(_usage(event.usage))
-    return chat_pb.StreamChatResponse(event=out).SerializeToString()
+    return message.SerializeToString()
 
 
 def encode_completion_event(sequence: int, event: chat.Event) -> bytes:
@@ -77,6 +91,7 @@ def encode_completion_event(sequence: int, event: chat.Event) -> bytes:
 @dataclass(slots=True)
 class _Choice:
     text: list[str] = field(default_factory=list)
+    calls: dict[int, chat_pb.ToolCall] = field(default_factory=dict)
     tokens: common_pb.TokenColumns | None = None
     done: chat.ChoiceDone | None = None
 
@@ -111,6 +126,11 @@ class Answer:
     def _take_delta(self, delta: chat.Delta) -> None:
         choice = self._choices.setdefault(delta.choice, _Choice())
         choice.text.append(delta.text)
+        for piece in delta.tool_calls:
+            call = choice.calls.setdefault(piece.index, chat_pb.ToolCall())
+            call.id = piece.id or call.id
+            call.name = piece.name or call.name
+            call.arguments_json += piece.arguments_json_fragment
         if delta.tokens is None:
             return
         if choice.tokens is None:
@@ -128,10 +148,9 @@ class Answer:
         )
         for index, choice in sorted(self._choices.items()):
             done = _done(choice)
-            message = chat_pb.Message(role=chat_pb.ROLE_ASSISTANT, parts=[chat_pb.Part(text="".join(choice.text))])
             out.choices.add(
                 index=index,
-                message=message,
+                message=chat_pb.Message(role=chat_pb.ROLE_ASSISTANT, parts=_parts(choice)),
                 finish_reason=_FINISH[done.finish_reason],
                 matched_stop=done.matched_stop,
                 tokens=choice.tokens,
@@ -140,6 +159,13 @@ class Answer:
 
     def encode_completion(self) -> bytes:
         """A `CompleteResponse`. Raises: InternalError if the answer is not complete."""
+        return self._completion().SerializeToString()
+
+    def encode_item(self, item_id: str) -> bytes:
+        """A `CompleteManyResponse` with the answer. Raises: InternalError if it is not complete."""
+        return completion_pb.CompleteManyResponse(item_id=item_id, response=self._completion()).SerializeToString()
+
+    def _completion(self) -> completion_pb.CompleteResponse:
         out = completion_pb.CompleteResponse(response_id=self.started.response_id, usage=self._final_usage())
         if self.started.prompt_token_ids:
             out.prompt.ids.extend(self.started.prompt_token_ids)
@@ -152,12 +178,24 @@ class Answer:
                 matched_stop=done.matched_stop,
                 tokens=choice.tokens,
             )
-        return out.SerializeToString()
+        return out
 
     def _final_usage(self) -> common_pb.Usage:
         if self._usage is None:
             raise InternalError("the answer ended without a Completed event")
         return _usage(self._usage)
+
+
+def encode_item_error(item_id: str, error: Llama31Error) -> bytes:
+    """A `CompleteManyResponse` with what the trailing status of a call of its own would have said."""
+    status, delay_s = rich_status(error, item_id), retry_delay_s(error)
+    failure = completion_pb.ItemError(
+        code=status.code,
+        message=status.message,
+        reason=error.reason,
+        retry_after_ms=0 if delay_s is None else round(delay_s * 1000),
+    )
+    return completion_pb.CompleteManyResponse(item_id=item_id, error=failure).SerializeToString()
 
 
 def encode_list_models(models: Sequence[ModelStatus], next_page_token: str) -> bytes:
@@ -179,6 +217,13 @@ def encode_tokenize(ids: Sequence[int]) -> bytes:
 def encode_detokenize(text: bytes) -> bytes:
     """A `DetokenizeResponse`."""
     return model_pb.DetokenizeResponse(text=text).SerializeToString()
+
+
+def _parts(choice: _Choice) -> list[chat_pb.Part]:
+    """The text, left out where there are calls in place of it, and each call."""
+    text = "".join(choice.text)
+    parts = [chat_pb.Part(text=text)] if text or not choice.calls else []
+    return parts + [chat_pb.Part(tool_call=call) for _, call in sorted(choice.calls.items())]
 
 
 def _done(choice: _Choice) -> chat.ChoiceDone:

@@ -6,46 +6,52 @@ not offer is refused as well, never ignored.
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from dataclasses import dataclass
 from types import MappingProxyType
 from typing import TypeVar
 
 from google.protobuf.duration_pb2 import Duration
 from google.protobuf.message import DecodeError, Message
 
+from deployments.constraint_codec import decode_constraint
+from deployments.ingress import limits
+from deployments.ingress.constraints import check_constraint
+from deployments.ingress.limits import check as _check
+from deployments.ingress.limits import refuse as _refuse
+from deployments.ingress.proto_tools import decode_messages, decode_tool_use
 from llama31 import chat
-from llama31.errors import InvalidRequest, MalformedMessage, Unsupported
+from llama31.errors import InvalidRequest, MalformedMessage
 from llama31.v1 import chat_service_pb2 as chat_pb
 from llama31.v1 import common_pb2 as common_pb
 from llama31.v1 import completion_service_pb2 as completion_pb
 from llama31.v1 import model_service_pb2 as model_pb
 
-MAX_MESSAGES = 10_000
-MAX_LOGIT_BIAS_ENTRIES = 300
-MAX_STOP_SEQUENCES = 16
-MAX_STOP_SEQUENCE_BYTES = 256
-MAX_STOP_TOKEN_IDS = 64
-MAX_TOP_LOGPROBS = 20
 MAX_DATE_BYTES = 64
-MAX_AFFINITY_KEY_BYTES = 256
-MAX_TOKEN_ID = 2**31 - 1
+MAX_ITEM_ID_BYTES = 128
 
-_ROLES = {
-    chat_pb.ROLE_SYSTEM: chat.Role.SYSTEM,
-    chat_pb.ROLE_USER: chat.Role.USER,
-    chat_pb.ROLE_ASSISTANT: chat.Role.ASSISTANT,
+# Where a caller finds what `limits` speaks of.
+OPTION_FIELDS = {
+    **{name: f"spec.sampling.{name}" for name in (*limits.RANGES, "top_k", "seed", "logit_bias", "num_choices")},
+    "max_output_tokens": "spec.stop.max_output_tokens",
+    "min_output_tokens": "spec.stop.min_output_tokens",
+    "stop_sequences": "spec.stop.stop_sequences",
+    "stop_token_ids": "spec.stop.stop_token_ids",
+    "time_limit_s": "spec.stop.time_limit",
+    "top_logprobs": "spec.returns.top_logprobs",
+    "affinity_key": "spec.service.affinity_key",
 }
+
 _PRIORITIES = {
     common_pb.PRIORITY_UNSPECIFIED: chat.Priority.STANDARD,
     common_pb.PRIORITY_INTERACTIVE: chat.Priority.INTERACTIVE,
     common_pb.PRIORITY_STANDARD: chat.Priority.STANDARD,
     common_pb.PRIORITY_BATCH: chat.Priority.BATCH,
 }
+_SAMPLING = (*limits.RANGES, "top_k", "seed")
 _NAME_A_MODEL = "must name a model; ListModels tells which are served"
-_NO_CONSTRAINT = "constrained output is not offered; leave it out"
 _NO_CONTINUATION = "an interrupted answer cannot be continued; send the request again without it"
 _NO_RESUME = "streams cannot be resumed; leave it out and send the request again if one breaks"
-_NO_TOOLS = "tools are not offered; describe them in the system message"
+_TOO_MANY_MESSAGES = f"must hold at most {limits.MAX_MESSAGES} messages"
 
 _M = TypeVar("_M", bound=Message)
 
@@ -89,6 +95,27 @@ def decode_stream_complete(data: bytes) -> chat.CompletionRequest:
     return _completion_request(request.spec)
 
 
+@dataclass(frozen=True, slots=True)
+class Item:
+    """One item of CompleteMany; its request is checked when it is asked for, so that errors stay with it."""
+
+    item_id: str
+    spec: completion_pb.CompletionSpec
+
+    def request(self) -> chat.CompletionRequest:
+        """Raises: InvalidRequest, Unsupported."""
+        _check(bool(self.item_id), "item_id", "must be given, so that the answer can be told apart")
+        size_fits = limits.utf8_bytes(self.item_id) <= MAX_ITEM_ID_BYTES
+        _check(size_fits, "item_id", f"must have at most {MAX_ITEM_ID_BYTES} bytes")
+        return _completion_request(self.spec)
+
+
+def decode_complete_many(data: bytes) -> Item:
+    """A `CompleteManyRequest` message. Raises: MalformedMessage."""
+    message = parse(completion_pb.CompleteManyRequest, data)
+    return Item(message.item_id, message.spec)
+
+
 def decode_list_models(data: bytes) -> tuple[int, str]:
     """Page size (0 = the server's choice) and page token of a `ListModelsRequest`."""
     request = parse(model_pb.ListModelsRequest, data)
@@ -114,52 +141,31 @@ def decode_detokenize(data: bytes) -> tuple[str, tuple[int, ...]]:
     """Model and token ids of a `DetokenizeRequest`."""
     request = parse(model_pb.DetokenizeRequest, data)
     _check(bool(request.model), "model", _NAME_A_MODEL)
-    return request.model, _token_ids(request.ids, "ids")
+    return request.model, limits.check_token_ids(request.ids, "ids")
 
 
 def _chat_request(spec: chat_pb.ChatSpec) -> chat.ChatRequest:
     _check(bool(spec.model), "spec.model", _NAME_A_MODEL)
     _check(bool(spec.messages), "spec.messages", "must hold at least one message")
-    _check(len(spec.messages) <= MAX_MESSAGES, "spec.messages", f"must hold at most {MAX_MESSAGES} messages")
-    _refuse_tools(spec)
-    _refuse(spec.HasField("constraint"), "spec.constraint", _NO_CONSTRAINT)
+    _check(len(spec.messages) <= limits.MAX_MESSAGES, "spec.messages", _TOO_MANY_MESSAGES)
+    tools, tool_policy, tool_prompt_format = decode_tool_use(spec)
     _refuse(spec.HasField("continuation"), "spec.continuation", _NO_CONTINUATION)
-    _check(_utf8_bytes(spec.date) <= MAX_DATE_BYTES, "spec.date", f"must have at most {MAX_DATE_BYTES} bytes")
+    _check(limits.utf8_bytes(spec.date) <= MAX_DATE_BYTES, "spec.date", f"must have at most {MAX_DATE_BYTES} bytes")
+    messages = decode_messages(spec.messages)
+    limits.check_dialog(messages, "spec.messages", "parts[0].text")
     return chat.ChatRequest(
         model=spec.model,
-        messages=tuple(_message(m, f"spec.messages[{i}]") for i, m in enumerate(spec.messages)),
+        messages=messages,
         options=_options(spec),
         date=spec.date,
+        tools=tools,
+        tool_policy=tool_policy,
+        tool_prompt_format=tool_prompt_format,
     )
-
-
-def _refuse_tools(spec: chat_pb.ChatSpec) -> None:
-    policy = spec.tool_policy
-    mode_is_none = policy.mode in (chat_pb.ToolPolicy.MODE_UNSPECIFIED, chat_pb.ToolPolicy.MODE_NONE)
-    _refuse(len(spec.tools), "spec.tools", _NO_TOOLS)
-    _refuse(not mode_is_none, "spec.tool_policy.mode", _NO_TOOLS)
-    _refuse(policy.function_name, "spec.tool_policy.function_name", _NO_TOOLS)
-    _refuse(policy.HasField("parallel"), "spec.tool_policy.parallel", _NO_TOOLS)
-    _refuse(spec.tool_prompt_format, "spec.tool_prompt_format", _NO_TOOLS)
-
-
-def _message(message: chat_pb.Message, at: str) -> chat.Message:
-    _refuse(message.role == chat_pb.ROLE_TOOL, f"{at}.role", _NO_TOOLS)
-    _refuse(message.tool_call_id, f"{at}.tool_call_id", _NO_TOOLS)
-    role = _ROLES.get(message.role)
-    if role is None:
-        raise InvalidRequest(f"{at}.role", "must be ROLE_SYSTEM, ROLE_USER or ROLE_ASSISTANT")
-    _check(bool(message.parts), f"{at}.parts", "must hold at least one part; its text may be empty")
-    for i, part in enumerate(message.parts):
-        kind = part.WhichOneof("kind")
-        _check(kind is not None, f"{at}.parts[{i}]", "must have a kind, such as text")
-        _refuse(kind != "text", f"{at}.parts[{i}].{kind}", _NO_TOOLS)
-    return chat.Message(role, "".join(part.text for part in message.parts))
 
 
 def _completion_request(spec: completion_pb.CompletionSpec) -> chat.CompletionRequest:
     _check(bool(spec.model), "spec.model", _NAME_A_MODEL)
-    _refuse(spec.HasField("constraint"), "spec.constraint", _NO_CONSTRAINT)
     _refuse(spec.HasField("continuation"), "spec.continuation", _NO_CONTINUATION)
     return chat.CompletionRequest(model=spec.model, prompt=_prompt(spec), options=_options(spec))
 
@@ -167,11 +173,11 @@ def _completion_request(spec: completion_pb.CompletionSpec) -> chat.CompletionRe
 def _prompt(spec: completion_pb.CompletionSpec) -> str | tuple[int, ...]:
     kind = spec.WhichOneof("prompt")
     if kind is None:
-        raise InvalidRequest("spec.prompt", "must be given, as text or as tokens")
+        raise InvalidRequest("spec.text", "must be given, or spec.tokens in its place")
     if kind == "text":
         return spec.text
     _check(bool(spec.tokens.ids), "spec.tokens.ids", "must hold at least one token id")
-    return _token_ids(spec.tokens.ids, "spec.tokens.ids")
+    return limits.check_token_ids(spec.tokens.ids, "spec.tokens.ids")
 
 
 def _options(spec: chat_pb.ChatSpec | completion_pb.CompletionSpec) -> chat.GenerationOptions:
@@ -180,138 +186,60 @@ def _options(spec: chat_pb.ChatSpec | completion_pb.CompletionSpec) -> chat.Gene
     if priority is None:
         raise InvalidRequest("spec.service.priority", "is none of the known priorities")
     _refuse(len(service.labels), "spec.service.labels", "labels are not recorded; leave them out")
-    key_bytes = _utf8_bytes(service.affinity_key)
-    _check(
-        key_bytes <= MAX_AFFINITY_KEY_BYTES,
-        "spec.service.affinity_key",
-        f"must have at most {MAX_AFFINITY_KEY_BYTES} bytes",
-    )
-    return chat.GenerationOptions(
+    found = chat.GenerationOptions(
         sampling=_sampling(spec.sampling),
         stop=_stop(spec.stop),
         returns=_returns(spec.returns),
+        constraint=_constraint(spec),
+        num_choices=spec.sampling.num_choices if spec.sampling.HasField("num_choices") else 1,
         priority=priority,
         affinity_key=service.affinity_key,
     )
+    return limits.check_options(found, OPTION_FIELDS)
 
 
 def _sampling(options: common_pb.SamplingOptions) -> chat.SamplingChoices:
-    at = "spec.sampling"
-    if options.HasField("num_choices"):
-        _check(options.num_choices > 0, f"{at}.num_choices", "must be at least 1")
-        _refuse(
-            options.num_choices > 1,
-            f"{at}.num_choices",
-            "one choice a request; send the request several times",
-        )
-    if options.HasField("top_k"):
-        _check(options.top_k <= MAX_TOKEN_ID, f"{at}.top_k", f"must be at most {MAX_TOKEN_ID}; 0 turns it off")
     return chat.SamplingChoices(
-        temperature=_real(options, "temperature", 0, 2),
-        top_p=_real(options, "top_p", 0, 1, above_low=True),
-        top_k=options.top_k if options.HasField("top_k") else None,
-        min_p=_real(options, "min_p", 0, 1),
-        presence_penalty=_real(options, "presence_penalty", -2, 2),
-        frequency_penalty=_real(options, "frequency_penalty", -2, 2),
-        repetition_penalty=_real(options, "repetition_penalty", 0, 2, above_low=True),
-        seed=options.seed if options.HasField("seed") else None,
-        logit_bias=_logit_bias(options),
+        **{name: getattr(options, name) for name in _SAMPLING if options.HasField(name)},
+        logit_bias=MappingProxyType(dict(options.logit_bias)),
     )
 
 
-def _real(
-    options: common_pb.SamplingOptions, name: str, low: int, high: int, *, above_low: bool = False
-) -> float | None:
-    """A number in [low, high], or in (low, high]; NaN fails every comparison and so is refused, too."""
-    if not options.HasField(name):
+def _constraint(spec: chat_pb.ChatSpec | completion_pb.CompletionSpec) -> chat.Constraint | None:
+    if not spec.HasField("constraint"):
         return None
-    value: float = getattr(options, name)
-    words = f"must be above {low} and at most {high}" if above_low else f"must be between {low} and {high}"
-    inside = low < value <= high if above_low else low <= value <= high
-    _check(inside, f"spec.sampling.{name}", f"{words}, got {value:g}")
-    return value
-
-
-def _logit_bias(options: common_pb.SamplingOptions) -> MappingProxyType[int, float]:
-    at = "spec.sampling.logit_bias"
-    bias = dict(options.logit_bias)
-    _check(len(bias) <= MAX_LOGIT_BIAS_ENTRIES, at, f"must hold at most {MAX_LOGIT_BIAS_ENTRIES} entries")
-    for token_id, value in bias.items():
-        _check(token_id <= MAX_TOKEN_ID, f"{at}[{token_id}]", "is no token id")
-        _check(-100 <= value <= 100, f"{at}[{token_id}]", f"must be between -100 and 100, got {value:g}")
-    return MappingProxyType(bias)
+    constraint = decode_constraint(spec.constraint)
+    if constraint is None:
+        raise InvalidRequest("spec.constraint", "must have a kind, such as json_schema")
+    check_constraint(constraint, f"spec.constraint.{spec.constraint.WhichOneof('kind')}")
+    return constraint
 
 
 def _stop(options: common_pb.StopOptions) -> chat.StopChoices:
-    at = "spec.stop"
-    max_tokens = options.max_output_tokens if options.HasField("max_output_tokens") else None
-    if max_tokens is not None:
-        _check(max_tokens >= 1, f"{at}.max_output_tokens", "must be at least 1; leave it out for as many as fit")
-        in_order = options.min_output_tokens <= max_tokens
-        _check(in_order, f"{at}.min_output_tokens", f"must be at most max_output_tokens, which is {max_tokens}")
-    sequences = tuple(options.stop_sequences)
-    _check(len(sequences) <= MAX_STOP_SEQUENCES, f"{at}.stop_sequences", f"must be at most {MAX_STOP_SEQUENCES}")
-    for i, sequence in enumerate(sequences):
-        size_fits = 1 <= _utf8_bytes(sequence) <= MAX_STOP_SEQUENCE_BYTES
-        _check(size_fits, f"{at}.stop_sequences[{i}]", f"must have 1 to {MAX_STOP_SEQUENCE_BYTES} bytes")
-    ids = options.stop_token_ids
-    _check(len(ids) <= MAX_STOP_TOKEN_IDS, f"{at}.stop_token_ids", f"must be at most {MAX_STOP_TOKEN_IDS}")
     return chat.StopChoices(
-        max_output_tokens=max_tokens,
+        max_output_tokens=options.max_output_tokens if options.HasField("max_output_tokens") else None,
         min_output_tokens=options.min_output_tokens,
-        stop_sequences=sequences,
-        stop_token_ids=_token_ids(ids, f"{at}.stop_token_ids"),
+        stop_sequences=tuple(options.stop_sequences),
+        stop_token_ids=tuple(options.stop_token_ids),
         keep_stop_text=options.keep_stop_text,
         ignore_eos=options.ignore_eos,
-        time_limit_s=_time_limit_s(options),
+        time_limit_s=_seconds(options.time_limit) if options.HasField("time_limit") else None,
     )
-
-
-def _time_limit_s(options: common_pb.StopOptions) -> float | None:
-    if not options.HasField("time_limit"):
-        return None
-    limit_s = _seconds(options.time_limit)
-    _check(limit_s > 0, "spec.stop.time_limit", "must be above 0 seconds")
-    return limit_s
 
 
 def _returns(options: common_pb.ReturnOptions) -> chat.ReturnChoices:
     at = "spec.returns"
-    _refuse(options.prompt_top_logprobs, f"{at}.prompt_top_logprobs", "prompt tokens are not scored; leave it out")
+    _check(not options.prompt_top_logprobs, f"{at}.prompt_top_logprobs", "must be 0: prompt tokens are not scored here")
     hold_s = _seconds(options.max_coalesce)
     _check(hold_s >= 0, f"{at}.max_coalesce", "must not be negative")
     _refuse(hold_s > 0, f"{at}.max_coalesce", "tokens are sent as they come; leave it out")
-    top = options.top_logprobs
-    _check(top <= MAX_TOP_LOGPROBS, f"{at}.top_logprobs", f"must be at most {MAX_TOP_LOGPROBS}, got {top}")
-    _check(options.logprobs or top == 0, f"{at}.top_logprobs", "needs logprobs = true")
     return chat.ReturnChoices(
         text=options.text if options.HasField("text") else True,
         token_ids=options.token_ids,
         logprobs=options.logprobs,
-        top_logprobs=top,
+        top_logprobs=options.top_logprobs,
         prompt_token_ids=options.prompt_token_ids,
     )
-
-
-def _check(holds: bool, field: str, message: str) -> None:
-    if not holds:
-        raise InvalidRequest(field, message)
-
-
-def _refuse(asked: object, field: str, message: str) -> None:
-    if asked:
-        raise Unsupported(field, message)
-
-
-def _token_ids(ids: Iterable[int], at: str) -> tuple[int, ...]:
-    found = tuple(ids)
-    for i, token_id in enumerate(found):
-        _check(token_id <= MAX_TOKEN_ID, f"{at}[{i}]", f"{token_id} is no token id")
-    return found
-
-
-def _utf8_bytes(text: str) -> int:
-    return len(text.encode("utf-8"))
 
 
 def _seconds(duration: Duration) -> float:

@@ -26,29 +26,48 @@ _MAX_RETRY_DELAY_S = 3600.0
 
 @dataclass(frozen=True, slots=True)
 class StatusRow:
-    """One error class on each channel, and whether the same request may be sent again."""
+    """One error class on each channel, and whether the same request may be sent again.
+
+    `openai_code` is `error.code` of an HTTP answer; empty: the reason slug in lower case.
+    """
 
     grpc_code: grpc.StatusCode
     http_status: int
     retry: bool
+    openai_code: str = ""
 
 
 _INTERNAL_ROW = StatusRow(grpc.StatusCode.INTERNAL, 500, False)
 
 STATUS_TABLE: dict[type[errors.Llama31Error], StatusRow] = {
-    errors.InvalidRequest: StatusRow(grpc.StatusCode.INVALID_ARGUMENT, 400, False),
-    errors.MalformedMessage: StatusRow(grpc.StatusCode.INVALID_ARGUMENT, 400, False),
+    errors.InvalidRequest: StatusRow(grpc.StatusCode.INVALID_ARGUMENT, 400, False, "invalid_argument"),
+    errors.MalformedMessage: StatusRow(grpc.StatusCode.INVALID_ARGUMENT, 400, False, "invalid_json"),
+    errors.LanguageRefused: StatusRow(grpc.StatusCode.INVALID_ARGUMENT, 400, False),
+    errors.UnknownField: StatusRow(grpc.StatusCode.INVALID_ARGUMENT, 400, False),
     errors.ContextTooLong: StatusRow(grpc.StatusCode.INVALID_ARGUMENT, 400, False),
     errors.ModelNotFound: StatusRow(grpc.StatusCode.NOT_FOUND, 404, False),
-    errors.Unsupported: StatusRow(grpc.StatusCode.UNIMPLEMENTED, 501, False),
-    errors.DuplicateRequest: StatusRow(grpc.StatusCode.ALREADY_EXISTS, 409, False),
+    # Not 501: OpenAI's clients send a request again after any 5xx.
+    errors.Unsupported: StatusRow(grpc.StatusCode.UNIMPLEMENTED, 400, False),
+    errors.UnsupportedContent: StatusRow(grpc.StatusCode.UNIMPLEMENTED, 400, False),
+    errors.DuplicateRequest: StatusRow(grpc.StatusCode.ALREADY_EXISTS, 409, False, "duplicate_request_id"),
     errors.Unauthenticated: StatusRow(grpc.StatusCode.UNAUTHENTICATED, 401, False),
+    errors.PermissionDenied: StatusRow(grpc.StatusCode.PERMISSION_DENIED, 403, False),
+    errors.PathNotFound: StatusRow(grpc.StatusCode.UNIMPLEMENTED, 404, False),
+    errors.MethodNotAllowed: StatusRow(grpc.StatusCode.UNIMPLEMENTED, 405, False),
+    errors.MediaTypeRefused: StatusRow(grpc.StatusCode.INVALID_ARGUMENT, 415, False),
+    errors.PayloadTooLarge: StatusRow(grpc.StatusCode.RESOURCE_EXHAUSTED, 413, False),
+    errors.HeadersTooLarge: StatusRow(grpc.StatusCode.RESOURCE_EXHAUSTED, 431, False),
+    errors.RequestTimeout: StatusRow(grpc.StatusCode.DEADLINE_EXCEEDED, 408, False),
+    errors.RateLimited: StatusRow(grpc.StatusCode.RESOURCE_EXHAUSTED, 429, True, "rate_limit_exceeded"),
+    errors.QuotaExceeded: StatusRow(grpc.StatusCode.RESOURCE_EXHAUSTED, 429, True),
+    errors.ConcurrencyLimit: StatusRow(grpc.StatusCode.RESOURCE_EXHAUSTED, 429, True),
     errors.Overloaded: StatusRow(grpc.StatusCode.RESOURCE_EXHAUSTED, 429, True),
     errors.NoReadyReplica: StatusRow(grpc.StatusCode.UNAVAILABLE, 503, True),
     errors.Draining: StatusRow(grpc.StatusCode.UNAVAILABLE, 503, True),
     errors.StreamInterrupted: StatusRow(grpc.StatusCode.UNAVAILABLE, 503, True),
     errors.DeadlineExceeded: StatusRow(grpc.StatusCode.DEADLINE_EXCEEDED, 504, False),
     errors.RequestCancelled: StatusRow(grpc.StatusCode.CANCELLED, 499, False),
+    errors.SlowConsumer: StatusRow(grpc.StatusCode.RESOURCE_EXHAUSTED, 499, False),
     errors.InternalError: _INTERNAL_ROW,
     # What the operator must change is nothing that a client could act on.
     errors.ConfigInvalid: _INTERNAL_ROW,
@@ -61,11 +80,18 @@ STATUS_TABLE: dict[type[errors.Llama31Error], StatusRow] = {
     errors.EngineFailed: _INTERNAL_ROW,
 }
 
+# `error.type` of an HTTP answer by its status; every other 4xx is an invalid_request_error.
+_OPENAI_TYPES = {401: "authentication_error", 403: "permission_error", 429: "rate_limit_error"}
+
 # The attributes that travel as ErrorInfo.metadata; clients rebuild the error from them.
 ERROR_FACTS: dict[type[errors.Llama31Error], tuple[str, ...]] = {
     errors.InvalidRequest: ("field",),
     errors.MalformedMessage: ("field",),
+    errors.UnknownField: ("field",),
+    errors.LanguageRefused: ("field",),
     errors.Unsupported: ("field",),
+    errors.UnsupportedContent: ("field",),
+    errors.PermissionDenied: ("field",),
     errors.ContextTooLong: ("prompt_tokens", "output_tokens", "limit_tokens"),
     errors.ModelNotFound: ("model", "known"),
     errors.DuplicateRequest: ("request_id",),
@@ -82,8 +108,33 @@ _MIN_RETRY_DELAY_S = 0.01
 
 
 def status_row(error: errors.Llama31Error) -> StatusRow:
-    """The row of the error's class; INTERNAL for anything that the table does not know."""
-    return next((row for kind, row in STATUS_TABLE.items() if isinstance(error, kind)), _INTERNAL_ROW)
+    """The row of the error's class or its nearest parent; INTERNAL for anything that the table does not know."""
+    return next((STATUS_TABLE[kind] for kind in type(error).__mro__ if kind in STATUS_TABLE), _INTERNAL_ROW)
+
+
+def openai_names(error: errors.Llama31Error) -> tuple[str, str]:
+    """`type` and `code` of the error object that OpenAI's clients read."""
+    row = status_row(error)
+    kind = "server_error" if row.http_status >= 500 else _OPENAI_TYPES.get(row.http_status, "invalid_request_error")
+    if row is _INTERNAL_ROW:
+        return kind, errors.InternalError.reason.lower()
+    return kind, row.openai_code or error.reason.lower()
+
+
+def public_text(error: errors.Llama31Error) -> str:
+    """What a client may read of the error: nothing of a bug."""
+    if status_row(error).grpc_code is grpc.StatusCode.INTERNAL:
+        return INTERNAL_TEXT
+    return _clip(str(error) or error.reason.lower().replace("_", " "), _MAX_TEXT_BYTES)
+
+
+def error_field(error: errors.Llama31Error, prompt_field: str) -> str | None:
+    """The request field to blame, if there is one; `prompt_field` is where a prompt that is too long came in."""
+    if isinstance(error, errors.FieldError):
+        return _clip(error.field, _MAX_FACT_BYTES)
+    if isinstance(error, errors.ContextTooLong):
+        return prompt_field
+    return "model" if isinstance(error, errors.ModelNotFound) else None
 
 
 def retry_delay_s(error: errors.Llama31Error) -> float | None:
@@ -102,7 +153,7 @@ def rich_status(error: errors.Llama31Error, request_id: str, prompt_field: str =
     row = status_row(error)
     if row.grpc_code is grpc.StatusCode.INTERNAL:
         error = errors.InternalError(INTERNAL_TEXT)
-    text = _clip(str(error) or error.reason.lower().replace("_", " "), _MAX_TEXT_BYTES)
+    text = public_text(error)
     status = status_pb2.Status(code=row.grpc_code.value[0], message=text)
     details: list[Message] = [
         error_details_pb2.ErrorInfo(domain=ERROR_DOMAIN, reason=error.reason, metadata=_facts(error)),
@@ -119,6 +170,9 @@ def trailing_metadata(error: errors.Llama31Error, status: status_pb2.Status) -> 
     delay_s = retry_delay_s(error)
     if delay_s is None:
         return (details,)
+    if isinstance(error, errors.LimitReached) and math.isinf(error.retry_after_s):
+        # A request above the whole budget: a negative pushback tells gRPC clients not to wait for it.
+        return (details, (PUSHBACK_KEY, "-1"))
     return (details, (PUSHBACK_KEY, str(round(delay_s * 1000))))
 
 
@@ -202,6 +256,16 @@ def _rebuild(reason: str, text: str, facts: Mapping[str, str], delay_s: float) -
             return errors.MalformedMessage(fact("field"), text.removeprefix(f"{fact('field')}: "))
         case errors.Unsupported.reason:
             return errors.Unsupported(fact("field"), text.removeprefix(f"{fact('field')}: "))
+        case errors.LanguageRefused.reason:
+            return errors.LanguageRefused(fact("field"), text.removeprefix(f"{fact('field')}: "))
+        case errors.PermissionDenied.reason:
+            return errors.PermissionDenied(fact("field"), text.removeprefix(f"{fact('field')}: "))
+        case errors.RateLimited.reason:
+            return errors.RateLimited(text, delay_s)
+        case errors.QuotaExceeded.reason:
+            return errors.QuotaExceeded(text, delay_s)
+        case errors.ConcurrencyLimit.reason:
+            return errors.ConcurrencyLimit(text, delay_s)
         case errors.ContextTooLong.reason:
             return errors.ContextTooLong(number("prompt_tokens"), number("output_tokens"), number("limit_tokens"))
         case errors.ModelNotFound.reason:
@@ -216,7 +280,7 @@ def _rebuild(reason: str, text: str, facts: Mapping[str, str], delay_s: float) -
             return errors.StreamInterrupted(fact("replica_id"), number("tokens_sent"), fact("cause"))
         case errors.DeadlineExceeded.reason:
             return errors.DeadlineExceeded(fact("stage"))
-    plain = (errors.Unauthenticated, errors.Draining, errors.RequestCancelled)
+    plain = (errors.Unauthenticated, errors.Draining, errors.RequestCancelled, errors.SlowConsumer)
     return next((kind(text) for kind in plain if kind.reason == reason), errors.InternalError(text))
 
 

@@ -26,7 +26,9 @@ if _version_not_supported:
 
 
 class ChatServiceStub:
-    """Missing associated documentation comment in .proto file."""
+    """Errors carry google.rpc details (ErrorInfo.reason, BadRequest field, RetryInfo); docs/errors.md lists them.
+    Headers are sent once the request is admitted and placed, so that clients may retry every failure before.
+    """
 
     def __init__(self, channel):
         """Constructor.
@@ -47,16 +49,20 @@ class ChatServiceStub:
 
 
 class ChatServiceServicer:
-    """Missing associated documentation comment in .proto file."""
+    """Errors carry google.rpc details (ErrorInfo.reason, BadRequest field, RetryInfo); docs/errors.md lists them.
+    Headers are sent once the request is admitted and placed, so that clients may retry every failure before.
+    """
 
     def Chat(self, request, context):
-        """Missing associated documentation comment in .proto file."""
+        """The whole answer in one message.
+        """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
     def StreamChat(self, request, context):
-        """Missing associated documentation comment in .proto file."""
+        """The answer as it is made. A stream always ends with `Completed` or with an error status.
+        """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
@@ -83,7 +89,9 @@ def add_ChatServiceServicer_to_server(servicer, server):
 
  # This class is part of an EXPERIMENTAL API.
 class ChatService:
-    """Missing associated documentation comment in .proto file."""
+    """Errors carry google.rpc details (ErrorInfo.reason, BadRequest field, RetryInfo); docs/errors.md lists them.
+    Headers are sent once the request is admitted and placed, so that clients may retry every failure before.
+    """
 
     @staticmethod
     def Chat(request,

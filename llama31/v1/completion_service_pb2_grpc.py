@@ -26,7 +26,8 @@ if _version_not_supported:
 
 
 class CompletionServiceStub:
-    """Missing associated documentation comment in .proto file."""
+    """Errors as for ChatService.
+    """
 
     def __init__(self, channel):
         """Constructor.
@@ -52,22 +53,26 @@ class CompletionServiceStub:
 
 
 class CompletionServiceServicer:
-    """Missing associated documentation comment in .proto file."""
+    """Errors as for ChatService.
+    """
 
     def Complete(self, request, context):
-        """Missing associated documentation comment in .proto file."""
+        """The whole output in one message.
+        """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
     def StreamComplete(self, request, context):
-        """Missing associated documentation comment in .proto file."""
+        """The output as it is made.
+        """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
     def CompleteMany(self, request_iterator, context):
-        """Many prompts over one stream (synthetic data, distillation); items fail alone.
+        """Many prompts over one stream (synthetic data, distillation); items fail alone and are answered as they
+        finish. At most 64 run at once per call: beyond that the server reads no further until one has ended.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -100,7 +105,8 @@ def add_CompletionServiceServicer_to_server(servicer, server):
 
  # This class is part of an EXPERIMENTAL API.
 class CompletionService:
-    """Missing associated documentation comment in .proto file."""
+    """Errors as for ChatService.
+    """
 
     @staticmethod
     def Complete(request,

@@ -26,7 +26,9 @@ if _version_not_supported:
 
 
 class ModelServiceStub:
-    """Missing associated documentation comment in .proto file."""
+    """Errors of every method: UNAUTHENTICATED without a valid API key where keys are asked for; NOT_FOUND
+    (MODEL_NOT_FOUND) for a model that is not served or not granted.
+    """
 
     def __init__(self, channel):
         """Constructor.
@@ -57,28 +59,34 @@ class ModelServiceStub:
 
 
 class ModelServiceServicer:
-    """Missing associated documentation comment in .proto file."""
+    """Errors of every method: UNAUTHENTICATED without a valid API key where keys are asked for; NOT_FOUND
+    (MODEL_NOT_FOUND) for a model that is not served or not granted.
+    """
 
     def ListModels(self, request, context):
-        """Missing associated documentation comment in .proto file."""
+        """Every model that the caller may use, ready or not.
+        """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
     def GetModel(self, request, context):
-        """Missing associated documentation comment in .proto file."""
+        """One of them.
+        """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
     def Tokenize(self, request, context):
-        """Missing associated documentation comment in .proto file."""
+        """Text to token ids. Control tokens in the text are text: they never become control tokens.
+        """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
     def Detokenize(self, request, context):
-        """Missing associated documentation comment in .proto file."""
+        """Token ids to bytes.
+        """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
@@ -115,7 +123,9 @@ def add_ModelServiceServicer_to_server(servicer, server):
 
  # This class is part of an EXPERIMENTAL API.
 class ModelService:
-    """Missing associated documentation comment in .proto file."""
+    """Errors of every method: UNAUTHENTICATED without a valid API key where keys are asked for; NOT_FOUND
+    (MODEL_NOT_FOUND) for a model that is not served or not granted.
+    """
 
     @staticmethod
     def ListModels(request,

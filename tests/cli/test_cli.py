@@ -28,6 +28,7 @@ pytestmark = [pytest.mark.cli, pytest.mark.usefixtures("no_shared_cluster")]
 LLAMA31 = str(Path(sys.executable).parent / "llama31")
 GRPCURL = str(Path(sys.executable).parent / "grpcurl")
 MODEL = "smollm2-135m"
+FREE_PORTS = ("--port", "0", "--http-port", "0", "--metrics-port", "0")
 
 
 @pytest.fixture
@@ -61,7 +62,17 @@ def free_port() -> int:
 def serving(environment: dict[str, str], *arguments: str) -> Iterator[tuple[subprocess.Popen[str], int, list[str]]]:
     """`llama31 serve` until it says that it is ready: the process, its port, its lines."""
     port = free_port()
-    command = [LLAMA31, "serve", "--port", str(port), "--metrics-port", str(free_port()), *arguments]
+    command = [
+        LLAMA31,
+        "serve",
+        "--port",
+        str(port),
+        "--http-port",
+        "0",
+        "--metrics-port",
+        str(free_port()),
+        *arguments,
+    ]
     process = subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
     assert process.stdout is not None
     lines: list[str] = []
@@ -175,7 +186,7 @@ def stream_survives_ctrl_c(process: subprocess.Popen[str], address: str) -> None
 @pytest.mark.timeout(120)
 def test_a_running_ray_cluster_is_refused_in_words(environment: dict[str, str], standin_checkpoint: Path) -> None:
     with serving(environment, "--engine", "scripted"):
-        second = llama31(environment, "serve", "--engine", "scripted", "--port", "0", "--metrics-port", "0")
+        second = llama31(environment, "serve", "--engine", "scripted", *FREE_PORTS)
         assert second.returncode == 1
         assert second.stderr.startswith("llama31: a Ray cluster already runs on this machine")
         assert "--address" in second.stderr
@@ -215,7 +226,7 @@ def test_damaged_weights_are_named_before_anything_starts(
         f" max_model_tokens: 1024, checkpoint: '{checkpoint}'}}\nlocal_cluster: {{nodes: 1, gpus_per_node: 1}}\n"
     )
     began_s = time.monotonic()
-    refused = llama31(environment, "serve", "--config", str(config), "--port", "0", "--metrics-port", "0")
+    refused = llama31(environment, "serve", "--config", str(config), *FREE_PORTS)
     assert refused.returncode == 1
     assert words in refused.stderr
     assert "Traceback" not in refused.stderr
@@ -240,7 +251,7 @@ def test_what_cannot_work_is_refused_at_once(environment: dict[str, str], argume
         taken.listen()
         port = str(taken.getsockname()[1])
         arguments = [port if argument == "PORT_IN_USE" else argument for argument in arguments]
-        refused = llama31(environment, "serve", "--metrics-port", "0", *arguments)
+        refused = llama31(environment, "serve", "--http-port", "0", "--metrics-port", "0", *arguments)
     assert refused.returncode == 1
     assert refused.stderr.count("\n") <= 2
     assert refused.stderr.startswith("llama31: ")

@@ -19,6 +19,7 @@ from deployments.fleet import Fleet
 from deployments.gateway import ServiceGateway
 from deployments.metrics import Metrics
 from deployments.policies.router import LeastTokens
+from deployments.tenancy import Tenancy
 from deployments.worker_server import WorkerServer
 from llama31.codec import ModelCodec
 from llama31.engine import EngineRequest, Limits, Sampling
@@ -133,19 +134,23 @@ async def running_fleet(*scripts: Script) -> AsyncIterator[tuple[Fleet, Director
 
 
 @asynccontextmanager
-async def running_gateway(tokenizer: Tokenizer, *scripts: Script, **overrides: Any) -> AsyncIterator[System]:
+async def running_gateway(
+    tokenizer: Tokenizer, *scripts: Script, tenancy: Tenancy | None = None, **overrides: Any
+) -> AsyncIterator[System]:
     """A gateway over `running_fleet`; `overrides` are keys of the configuration's engine section."""
     codec = ModelCodec(tokenizer, ChatmlPrompt(tokenizer))
     async with running_fleet(*scripts) as (fleet, directory, replicas):
         config = gateway_config(len(scripts), **overrides)
-        gateway = ServiceGateway(config, codec, fleet, LeastTokens(), process_metrics())
+        gateway = ServiceGateway(config, codec, fleet, LeastTokens(), process_metrics(), tenancy)
         yield System(gateway, fleet, directory, replicas)
 
 
-def gateway_config(replicas: int = 1, max_output_tokens: int = 64, **engine: Any) -> ServiceConfig:
+def gateway_config(
+    replicas: int = 1, max_output_tokens: int = 64, max_requests: int = 100, **engine: Any
+) -> ServiceConfig:
     """A small context, so that tests can fill it."""
     section = {"kind": "scripted", "device": "cpu", "kv_cache_bytes": 1 << 20, "max_model_tokens": 512, **engine}
-    ingress = {"max_output_tokens": max_output_tokens}
+    ingress = {"max_output_tokens": max_output_tokens, "max_requests": max_requests}
     return parse_config({"model": MODEL, "replicas": max(1, replicas), "engine": section, "ingress": ingress}, "test")
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import AsyncIterator, Callable, Sequence
 
-from deployments.call import Call, ModelState, ModelStatus
+from deployments.call import Call, ModelState, ModelStatus, ReplicaStatus
 from llama31.chat import (
     ChatRequest,
     ChoiceDone,
@@ -81,6 +81,7 @@ class ScriptedGateway:
         self.called_at_s: list[float] = []
         self.closed = asyncio.Semaphore(0)
         self._models: tuple[ModelStatus, ...] = (model(MODEL),)
+        self.replicas: tuple[ReplicaStatus, ...] = ()
         self._version = 1
         self._changed = asyncio.Event()
 
@@ -111,6 +112,9 @@ class ScriptedGateway:
 
     def models(self) -> tuple[ModelStatus, ...]:
         return self._models
+
+    def fleet(self) -> tuple[ReplicaStatus, ...]:
+        return self.replicas
 
     def tokenize(self, model: str, text: str, add_special_tokens: bool) -> list[int]:
         if model != MODEL:

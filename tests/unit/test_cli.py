@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import dataclasses
 import signal
 import socket
+import time
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -14,6 +16,8 @@ from deployments.cli import main
 from deployments.config import shipped_configs
 from deployments.directory import ReplicaRecord
 from deployments.service import ServiceAddress
+from deployments.tenant import Tenant
+from deployments.tenants_file import load_tenants
 from llama31.chat import Usage
 from llama31.engine import RankReport
 from llama31.errors import Llama31Error
@@ -32,6 +36,7 @@ def machine(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
         signal.signal(number, handler)
 
 
+FREE_PORTS = ("--port", "0", "--http-port", "0", "--metrics-port", "0")
 Captured = pytest.CaptureFixture[str]
 
 
@@ -46,8 +51,11 @@ Captured = pytest.CaptureFixture[str]
         (["serve", "--weights", "none"], "--weights: invalid choice"),
         (["serve", "--what"], "unrecognized arguments: --what"),
         (["weights"], "ACTION"),
+        (["keys"], "ACTION"),
+        (["keys", "new"], "TENANT"),
         (["weights", "check"], "directory"),
         (["chat", "--temperature", "hot"], "invalid float value: 'hot'"),
+        (["serve", "--http-port", "closed"], "--http-port: invalid"),
         (["status", "--port", "x"], "invalid int value: 'x'"),
     ],
 )
@@ -84,6 +92,7 @@ def refusal(arguments: list[str], capsys: Captured) -> str:
         (["serve", "--check", "--config", "8b", "--plan", "tp64"], "32 query heads do not divide by 64"),
         (["serve", "--check", "--replicas", "0"], "replicas: Input should be greater than or equal to 1"),
         (["serve", "--check", "--port", "65536"], "ingress.port: Input should be less than or equal to 65535"),
+        (["serve", "--check", "--http-port", "65536"], "ingress.http_port"),
         (["serve", "--check", "--metrics-port", "-1"], "ingress.metrics_port"),
         (["demo", "--plan", "tp3"], "cannot be split as tp3"),
         (["weights", "check", "/nowhere"], "/nowhere"),
@@ -137,7 +146,7 @@ def test_check_takes_the_options(capsys: Captured) -> None:
 def test_serve_refuses_with_the_words_of_check(capsys: Captured) -> None:
     main(["serve", "--config", "405b-bf16", "--check"])
     (cluster,) = (line for line in capsys.readouterr().out.splitlines() if line.startswith("cluster"))
-    error = refusal(["serve", "--config", "405b-bf16", "--port", "0", "--metrics-port", "0"], capsys)
+    error = refusal(["serve", "--config", "405b-bf16", *FREE_PORTS], capsys)
     assert error == f"llama31: {cluster.split(maxsplit=1)[1]}\n"
 
 
@@ -149,12 +158,12 @@ def test_serve_refuses_what_no_gpu_could_hold(tmp_path: Path, capsys: Captured) 
     assert "refused    a rank needs 94.5 GiB for weights" in capsys.readouterr().out
 
 
-@pytest.mark.parametrize("option", ["--port", "--metrics-port"])
+@pytest.mark.parametrize("option", ["--port", "--http-port", "--metrics-port"])
 def test_a_port_in_use_is_named_with_its_option(option: str, capsys: Captured) -> None:
-    other = {"--port": "--metrics-port", "--metrics-port": "--port"}[option]
     with socket.create_server(("127.0.0.1", 0)) as taken:
         port = taken.getsockname()[1]
-        arguments = ["serve", "--weights", "dummy", option, str(port), other, "0"]
+        # The last of two equal options holds.
+        arguments = ["serve", "--weights", "dummy", *FREE_PORTS, option, str(port)]
         error = refusal(arguments, capsys)
     expected = f"127.0.0.1:{port} is in use; stop that process or choose another port with {option}"
     assert error == f"llama31: {expected}\n"
@@ -193,6 +202,11 @@ def test_clients_to_copy_name_the_address() -> None:
     address = ServiceAddress(1, "smollm2-135m", "127.0.0.1:9000", "", "http://127.0.0.1:8265", "", "secret")
     text = commands.how_to_connect(address)
     assert text.count("127.0.0.1:9000") == 4
+    assert "HTTP       off" in text
+    assert "curl" not in text.replace("grpcurl", "")
+    web = commands.how_to_connect(dataclasses.replace(address, http="http://127.0.0.1:8000"))
+    assert "curl -N http://127.0.0.1:8000/v1/chat/completions" in web
+    assert "HTTP       http://127.0.0.1:8000" in web
     for part in ("grpcurl -plaintext", '"model": "smollm2-135m"', "llama31 chat --address", "metrics    off", "secret"):
         assert part in text
 
@@ -217,3 +231,53 @@ def test_the_error_root_is_what_main_catches(monkeypatch: pytest.MonkeyPatch, ca
 
     monkeypatch.setattr(commands, "running_service", fail)
     assert refusal(["status"], capsys) == "llama31: two words\n"
+
+
+def test_a_new_key_opens_what_its_lines_say(tmp_path: Path, capsys: Captured) -> None:
+    assert main(["keys", "new", "acme", "--days", "90"]) == 0
+    key, _, told, _, *lines = capsys.readouterr().out.splitlines()
+    assert "this once" in told
+    assert key not in "\n".join(lines)
+    file = tmp_path / "tenants.yaml"
+    file.write_text("\n".join(lines))
+    ring, now_s = load_tenants(str(file)), time.time()
+    assert ring.find(key, now_s) == Tenant("acme")
+    assert ring.find(key, now_s + 89 * 86_400) is not None
+    assert ring.find(key, now_s + 91 * 86_400) is None
+
+
+def test_a_key_for_no_name(capsys: Captured) -> None:
+    assert "'A b' is no tenant name" in refusal(["keys", "new", "A b"], capsys)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (["--host", "0.0.0.0"], "set ingress.auth.tenants_file, or ingress.serve_without_keys"),
+        (["--host", "0.0.0.0", "--serve-without-keys"], "set ingress.tls, or ingress.serve_without_tls"),
+        (["--tls-cert", "cert.pem"], "ingress.tls.key_file"),
+        (["--tenants", "/nowhere/tenants.yaml"], "/nowhere/tenants.yaml: No such file"),
+        (["--tls-cert", "/nowhere/c.pem", "--tls-key", "/nowhere/k.pem"], "/nowhere/c.pem"),
+    ],
+)
+def test_an_unsafe_door_is_not_opened(arguments: list[str], words: str, capsys: Captured) -> None:
+    assert words in refusal(["serve", "--weights", "dummy", "--port", "0", "--metrics-port", "0", *arguments], capsys)
+
+
+def test_the_key_comes_from_a_file(tmp_path: Path, capsys: Captured) -> None:
+    file = tmp_path / "key"
+    asked = ["chat", "--address", "192.0.2.1:9000", "--api-key-file", str(file), "Hi"]
+    assert f"{file}: No such file" in refusal(asked, capsys)
+    file.write_text("l31_key\n")
+    assert "the API key would go to 192.0.2.1:9000 in plaintext" in refusal(asked, capsys)
+    assert "/nowhere/ca.pem: No such file" in refusal([*asked, "--ca-file", "/nowhere/ca.pem"], capsys)
+    file.write_bytes(b"\xff\xfe")
+    assert "holds no API key" in refusal(asked, capsys)
+
+
+def test_clients_to_copy_bring_key_and_authority() -> None:
+    address = ServiceAddress(1, "m", "127.0.0.1:9000", "", "", "", "", tls=True, asks_for_key=True)
+    text = commands.how_to_connect(address)
+    for part in ('-H "authorization: Bearer $KEY"', "-cacert CA.pem", "--api-key-file KEY.txt", 'tls=Tls("CA.pem")'):
+        assert part in text
+    assert "-plaintext" not in text

@@ -26,19 +26,34 @@ from scripted_gateway import (
 )
 
 from deployments.client import Client, connect
+from deployments.client_wire import ToolUse
 from deployments.ingress.grpc import GrpcIngress, IngressSettings
 from llama31 import errors
 from llama31.chat import (
+    AnyJsonObject,
+    BuiltinTool,
     ChatRequest,
+    ChoiceDone,
+    Completed,
+    Delta,
     Event,
     FinishReason,
+    FunctionTool,
     GenerationOptions,
+    JsonSchema,
     Message,
+    OneOf,
     Priority,
+    Regex,
     ReturnChoices,
     Role,
     SamplingChoices,
     StopChoices,
+    ToolCall,
+    ToolCallDelta,
+    ToolMode,
+    ToolPolicy,
+    ToolPromptFormat,
 )
 
 
@@ -91,6 +106,7 @@ OPTIONS = GenerationOptions(
     returns=ReturnChoices(False, True, True, 5, True),
     priority=Priority.BATCH,
     affinity_key="user-1",
+    constraint=Regex("a+"),
 )
 UNSET = GenerationOptions()
 
@@ -102,13 +118,54 @@ UNSET = GenerationOptions()
         UNSET,
         replace(UNSET, sampling=SamplingChoices(temperature=0.0, top_k=0, seed=0)),
         replace(UNSET, priority=Priority.INTERACTIVE),
+        replace(UNSET, constraint=JsonSchema("{}")),
+        replace(UNSET, constraint=AnyJsonObject()),
+        replace(UNSET, constraint=OneOf(("a", "b"))),
     ],
 )
 async def test_every_option_arrives(server: Server, options: GenerationOptions) -> None:
-    turns = [Message(Role.SYSTEM, "Be brief."), Message(Role.USER, ""), Message(Role.ASSISTANT, "?")]
+    turns = [Message(Role.SYSTEM, ""), Message(Role.ASSISTANT, ""), Message(Role.USER, "?")]
     async with Client(server.address) as llama:
         await llama.chat(turns, model=MODEL, options=options, date="26 Jul 2024").text()
     assert server.gateway.requests == [ChatRequest(MODEL, tuple(turns), options, "26 Jul 2024")]
+
+
+async def test_several_choices_are_refused_in_words(server: Server) -> None:
+    async with Client(server.address) as llama:
+        with pytest.raises(errors.InvalidRequest, match="this client reads one choice"):
+            await llama.chat("?", model=MODEL, options=GenerationOptions(num_choices=2)).text()
+
+
+async def test_tools_go_out_and_calls_come_back(server: Server) -> None:
+    async def calling(request: Request) -> AsyncIterator[Event]:
+        yield started()
+        yield Delta(0, "Wait.", None, (ToolCallDelta(0, "c3", "f", '{"x"'),))
+        yield Delta(0, "", None, (ToolCallDelta(0, arguments_json_fragment=": 1}"), ToolCallDelta(1, "c4", "g", "{}")))
+        yield ChoiceDone(0, FinishReason.TOOL_CALLS)
+        yield Completed(USAGE)
+
+    server.gateway.script = calling
+    asked = ToolCall("c1", "f", "{}")
+    turns = (
+        Message(Role.USER, "?"),
+        Message(Role.ASSISTANT, "", (asked,)),
+        Message(Role.TOOL, "no", tool_call_id="c1", is_error=True),
+    )
+    tools = (FunctionTool("f", "d", '{"type": "object"}', strict=True), FunctionTool("g"), BuiltinTool.CODE)
+    policy = ToolPolicy(ToolMode.REQUIRED, "g", parallel=False)
+    tool_use = ToolUse(tools, policy, ToolPromptFormat.FUNCTION_TAG)
+    calls = (ToolCall("c3", "f", '{"x": 1}'), ToolCall("c4", "g", "{}"))
+    async with Client(server.address) as llama:
+        stream = llama.chat(turns, model=MODEL, tool_use=tool_use)
+        assert (await stream.text(), stream.tool_calls, stream.finish_reason) == (
+            "Wait.",
+            calls,
+            FinishReason.TOOL_CALLS,
+        )
+    (request,) = server.gateway.requests
+    assert isinstance(request, ChatRequest)
+    assert (request.messages, request.tools, request.tool_policy) == (turns, tools, policy)
+    assert request.tool_prompt_format is ToolPromptFormat.FUNCTION_TAG
 
 
 @pytest.mark.parametrize("after_start", [False, True])

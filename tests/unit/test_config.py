@@ -39,8 +39,18 @@ def test_what_is_shipped() -> None:
         pytest.param({"model": "llama-3.1-8b", "ingress": {"port": 65536}}, ["ingress.port"], id="no such port"),
         pytest.param(
             {"model": "llama-3.1-8b", "ingress": {"host": "0.0.0.0"}},
-            ["ingress.host is 0.0.0.0", "loopback"],
+            ["ingress.host is 0.0.0.0", "ingress.auth.tenants_file", "ingress.serve_without_keys"],
             id="open door",
+        ),
+        pytest.param(
+            {"model": "llama-3.1-8b", "ingress": {"host": "0.0.0.0", "serve_without_keys": True}},
+            ["ingress.host is 0.0.0.0", "ingress.tls", "ingress.serve_without_tls"],
+            id="open door in plaintext",
+        ),
+        pytest.param(
+            {"model": "llama-3.1-8b", "ingress": {"tls": {"cert_file": "c.pem"}}},
+            ["ingress.tls.key_file"],
+            id="half a certificate",
         ),
         pytest.param(
             {"model": "llama-3.1-8b", "ingress": {"metrics_host": "10.0.0.1"}},
@@ -63,6 +73,27 @@ def test_a_wrong_tree_is_refused_in_words(tree: dict[str, Any], words: list[str]
     assert str(caught.value).startswith("my.yaml")
     for word in words:
         assert word in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    "ingress",
+    [
+        {"auth": {"tenants_file": "t.yaml"}, "tls": {"cert_file": "c.pem", "key_file": "k.pem"}},
+        {"auth": {"tenants_file": "t.yaml"}, "serve_without_tls": True},
+        {"serve_without_keys": True, "tls": {"cert_file": "c.pem", "key_file": "k.pem"}},
+        {"serve_without_keys": True, "serve_without_tls": True},
+    ],
+)
+def test_beyond_loopback_with_keys_and_tls_or_on_purpose(ingress: dict[str, Any]) -> None:
+    config = parse_config({"model": "llama-3.1-8b", "ingress": {"host": "0.0.0.0", **ingress}}, "my.yaml")
+    assert not config.ingress.is_loopback
+
+
+def test_a_key_that_stands_twice_is_refused(tmp_path: Path) -> None:
+    file = tmp_path / "my.yaml"
+    file.write_text("model: llama-3.1-8b\ningress:\n  port: 1\n  port: 2\n")
+    with pytest.raises(ConfigInvalid, match="'port' stands twice"):
+        load_config(str(file))
 
 
 def test_every_fault_has_a_line() -> None:

@@ -9,7 +9,7 @@ import tokenizers
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from llama31.chat import Message, Role
+from llama31.chat import BuiltinTool, Message, Role
 from llama31.errors import Unsupported
 from llama31.prompt import ChatmlPrompt, Llama31Prompt, Turn
 from llama31.tokenizer import HuggingFaceTokenizer, Llama31Tokenizer
@@ -161,8 +161,8 @@ def test_chatml_refuses_what_it_does_not_know(chatml_tokenizer: HuggingFaceToken
     prompt = ChatmlPrompt(chatml_tokenizer)
     with pytest.raises(Unsupported, match="date"):
         prompt.encode_dialog([USER], date="today")
-    with pytest.raises(Unsupported, match="tool results"):
-        prompt.encode_dialog([Message(Role.TOOL, "42")])
+    with pytest.raises(Unsupported, match="built-in"):
+        prompt.encode_dialog([USER], tools=[BuiltinTool.SEARCH])
 
 
 def test_chatml_completion_is_the_text_alone(chatml_tokenizer: HuggingFaceTokenizer) -> None:

@@ -50,7 +50,10 @@ def message(**changes: object) -> dict[str, object]:
 INVALID_SPECS: list[tuple[dict[str, object], str]] = [
     ({"model": ""}, "spec.model"),
     ({"messages": []}, "spec.messages"),
-    ({"messages": [USER] * 10_001}, "spec.messages"),
+    ({"messages": [USER] * 1025}, "spec.messages"),
+    ({"messages": [USER, {**USER, "role": "ROLE_SYSTEM"}]}, "spec.messages[1].role"),
+    ({"messages": [USER, {**USER, "role": "ROLE_ASSISTANT"}]}, "spec.messages"),
+    (message(parts=[{"text": ""}, {"text": ""}]), "spec.messages[0].parts[0].text"),
     (message(role="ROLE_UNSPECIFIED"), "spec.messages[0].role"),
     (message(role=99), "spec.messages[0].role"),
     ({"messages": [USER, {**USER, "role": 77}]}, "spec.messages[1].role"),
@@ -71,7 +74,7 @@ INVALID_OPTIONS: list[tuple[dict[str, object], str]] = [
             "presence_penalty": (-2.5, 2.5, "NaN"),
             "frequency_penalty": (-2.5, 2.5, "Infinity"),
             "repetition_penalty": (0, -1, 2.01, "NaN"),
-            "num_choices": (0,),
+            "num_choices": (0, 17),
         }.items()
         for value in values
     ],
@@ -79,6 +82,12 @@ INVALID_OPTIONS: list[tuple[dict[str, object], str]] = [
     ({"sampling": {"logit_bias": {"7": "NaN"}}}, "spec.sampling.logit_bias[7]"),
     ({"sampling": {"logit_bias": {"7": 100.5}}}, "spec.sampling.logit_bias[7]"),
     ({"sampling": {"logit_bias": {str(2**31): 1}}}, f"spec.sampling.logit_bias[{2**31}]"),
+    ({"constraint": {}}, "spec.constraint"),
+    ({"constraint": {"any_json_object": False}}, "spec.constraint"),
+    ({"constraint": {"json_schema": "{"}}, "spec.constraint.json_schema"),
+    ({"constraint": {"regex": "(a"}}, "spec.constraint.regex"),
+    ({"constraint": {"grammar": ""}}, "spec.constraint.grammar"),
+    ({"constraint": {"one_of": {}}}, "spec.constraint.one_of"),
     ({"stop": {"max_output_tokens": 0}}, "spec.stop.max_output_tokens"),
     ({"stop": {"max_output_tokens": 4, "min_output_tokens": 5}}, "spec.stop.min_output_tokens"),
     ({"stop": {"stop_sequences": ["a"] * 17}}, "spec.stop.stop_sequences"),
@@ -91,29 +100,13 @@ INVALID_OPTIONS: list[tuple[dict[str, object], str]] = [
     ({"returns": {"logprobs": True, "top_logprobs": 21}}, "spec.returns.top_logprobs"),
     ({"returns": {"top_logprobs": 1}}, "spec.returns.top_logprobs"),
     ({"returns": {"max_coalesce": "-1s"}}, "spec.returns.max_coalesce"),
+    ({"returns": {"prompt_top_logprobs": 1}}, "spec.returns.prompt_top_logprobs"),
+    ({"sampling": {"num_choices": 129}}, "spec.sampling.num_choices"),
 ]
 UNSUPPORTED_OPTIONS: list[tuple[dict[str, object], str]] = [
-    ({"sampling": {"num_choices": 2}}, "spec.sampling.num_choices"),
-    ({"constraint": {"regex": "a+"}}, "spec.constraint"),
-    ({"constraint": {}}, "spec.constraint"),
     ({"continuation": {"response_id": "r"}}, "spec.continuation"),
-    ({"returns": {"prompt_top_logprobs": 1}}, "spec.returns.prompt_top_logprobs"),
     ({"returns": {"max_coalesce": "0.02s"}}, "spec.returns.max_coalesce"),
     ({"service": {"labels": {"a": "b"}}}, "spec.service.labels"),
-]
-UNSUPPORTED_SPECS: list[tuple[dict[str, object], str]] = [
-    ({"tools": [{"function": {"name": "f"}}]}, "spec.tools"),
-    ({"tools": [{}]}, "spec.tools"),
-    ({"tool_policy": {"mode": "MODE_AUTO"}}, "spec.tool_policy.mode"),
-    ({"tool_policy": {"mode": "MODE_REQUIRED"}}, "spec.tool_policy.mode"),
-    ({"tool_policy": {"mode": 55}}, "spec.tool_policy.mode"),
-    ({"tool_policy": {"function_name": "f"}}, "spec.tool_policy.function_name"),
-    ({"tool_policy": {"parallel": False}}, "spec.tool_policy.parallel"),
-    ({"tool_prompt_format": "TOOL_PROMPT_FORMAT_JSON"}, "spec.tool_prompt_format"),
-    (message(role="ROLE_TOOL"), "spec.messages[0].role"),
-    (message(tool_call_id="c1"), "spec.messages[0].tool_call_id"),
-    (message(parts=[{"tool_call": {"id": "c"}}]), "spec.messages[0].parts[0].tool_call"),
-    (message(parts=[{"text": "a"}, {"tool_result": {}}]), "spec.messages[0].parts[1].tool_result"),
 ]
 ACCEPTED_OPTIONS: list[tuple[dict[str, object], Callable[[chat.GenerationOptions], object], object]] = [
     ({}, lambda o: o, chat.GenerationOptions()),
@@ -128,7 +121,13 @@ ACCEPTED_OPTIONS: list[tuple[dict[str, object], Callable[[chat.GenerationOptions
     ({"sampling": {"repetition_penalty": 2}}, lambda o: o.sampling.repetition_penalty, 2.0),
     ({"sampling": {"seed": 2**64 - 1}}, lambda o: o.sampling.seed, 2**64 - 1),
     ({"sampling": {"seed": 0}}, lambda o: o.sampling.seed, 0),
-    ({"sampling": {"num_choices": 1}}, lambda o: o.sampling, chat.SamplingChoices()),
+    ({"sampling": {"num_choices": 1}}, lambda o: o, chat.GenerationOptions()),
+    ({"sampling": {"num_choices": 16}}, lambda o: o.num_choices, 16),
+    ({"constraint": {"json_schema": "{}"}}, lambda o: o.constraint, chat.JsonSchema("{}")),
+    ({"constraint": {"any_json_object": True}}, lambda o: o.constraint, chat.AnyJsonObject()),
+    ({"constraint": {"regex": "a+"}}, lambda o: o.constraint, chat.Regex("a+")),
+    ({"constraint": {"grammar": 'root ::= "a"'}}, lambda o: o.constraint, chat.Grammar('root ::= "a"')),
+    ({"constraint": {"one_of": {"values": ["a", "b"]}}}, lambda o: o.constraint, chat.OneOf(("a", "b"))),
     (
         {"sampling": {"logit_bias": {"0": -100, "9": 100}}},
         lambda o: dict(o.sampling.logit_bias),
@@ -162,7 +161,7 @@ def test_invalid_chat(spec: dict[str, object], field: str) -> None:
     assert caught.value.message
 
 
-@pytest.mark.parametrize(("spec", "field"), UNSUPPORTED_SPECS + UNSUPPORTED_OPTIONS, ids=lambda v: str(v)[:60])
+@pytest.mark.parametrize(("spec", "field"), UNSUPPORTED_OPTIONS, ids=lambda v: str(v)[:60])
 def test_unsupported_chat(spec: dict[str, object], field: str) -> None:
     with pytest.raises(Unsupported) as caught:
         proto_codec.decode_stream_chat(stream_chat(spec))
@@ -184,7 +183,7 @@ def test_accepted_options(
         *[({**COMPLETION, **spec}, InvalidRequest, field) for spec, field in INVALID_OPTIONS],
         *[({**COMPLETION, **spec}, Unsupported, field) for spec, field in UNSUPPORTED_OPTIONS],
         ({"text": "hi"}, InvalidRequest, "spec.model"),
-        ({"model": "m"}, InvalidRequest, "spec.prompt"),
+        ({"model": "m"}, InvalidRequest, "spec.text"),
         ({"model": "m", "tokens": {}}, InvalidRequest, "spec.tokens.ids"),
         ({"model": "m", "tokens": {"ids": [1, 2**31]}}, InvalidRequest, "spec.tokens.ids[1]"),
     ],
@@ -205,15 +204,15 @@ def test_completion_prompts() -> None:
 def test_messages_are_carried_over() -> None:
     turns = [
         {"role": "ROLE_SYSTEM", "parts": [{"text": "be "}, {"text": "brief"}]},
-        {"role": "ROLE_USER", "parts": [{"text": ""}]},
-        {"role": "ROLE_ASSISTANT", "parts": [{"text": "<|eot_id|>"}]},
+        {"role": "ROLE_ASSISTANT", "parts": [{"text": ""}]},
+        {"role": "ROLE_USER", "parts": [{"text": ""}, {"text": "<|eot_id|>"}]},
     ]
     request = proto_codec.decode_stream_chat(stream_chat({"messages": turns, "date": "26 Jul 2024"}))
     assert request.date == "26 Jul 2024"
     assert request.messages == (
         chat.Message(chat.Role.SYSTEM, "be brief"),
-        chat.Message(chat.Role.USER, ""),
-        chat.Message(chat.Role.ASSISTANT, "<|eot_id|>"),
+        chat.Message(chat.Role.ASSISTANT, ""),
+        chat.Message(chat.Role.USER, "<|eot_id|>"),
     )
 
 

@@ -29,6 +29,11 @@ EXAMPLES: list[errors.Llama31Error] = [
     errors.Unsupported("spec.tools", "tools are not offered"),
     errors.DuplicateRequest("abc"),
     errors.Unauthenticated("no credential"),
+    errors.LanguageRefused("spec.messages", "the text seems to be in 'nl'"),
+    errors.PermissionDenied("spec.stop.ignore_eos", "needs the permission 'benchmark'"),
+    errors.RateLimited("rate limit: 60 requests a minute", 12.5),
+    errors.QuotaExceeded("token quota: 9000 tokens", 3.0),
+    errors.ConcurrencyLimit("16 concurrent requests", 1.0),
     errors.Overloaded("the queue is full", 0.7),
     errors.NoReadyReplica("llama-3.1-8b", "loading"),
     errors.Draining(),
@@ -62,7 +67,7 @@ def details_of(status: status_pb2.Status) -> dict[str, Message]:
 
 
 def test_table_has_exactly_the_classes_that_are_raised() -> None:
-    assert set(STATUS_TABLE) == {*leaf_classes(), errors.InvalidRequest}
+    assert set(STATUS_TABLE) == {*leaf_classes(), errors.InvalidRequest, errors.Unsupported}
 
 
 @pytest.mark.parametrize("kind", leaf_classes())
@@ -156,6 +161,8 @@ def test_status_stays_small(long: str) -> None:
         (errors.Overloaded("full", -5.0), "10"),
         (errors.Overloaded("full", float("inf")), "3600000"),
         (errors.Overloaded("full", float("nan")), "3600000"),
+        (errors.QuotaExceeded("more than the whole budget", float("inf")), "-1"),
+        (errors.RateLimited("rate limit", 12.5), "12500"),
         (errors.Draining(), "100"),
         (errors.NoReadyReplica("m"), "1000"),
         (errors.InvalidRequest("f", "m"), None),

@@ -22,10 +22,9 @@ from deployments.worker_codec import (
     merge_outputs,
     split_outputs,
 )
-from llama31.chat import FinishReason, TokenColumns
+from llama31.chat import AnyJsonObject, FinishReason, Grammar, JsonSchema, OneOf, Regex, TokenColumns
 from llama31.engine import EngineOutput, EngineRequest, EngineState, Limits, Sampling
 from llama31.errors import Unsupported
-from llama31.v1 import common_pb2
 from llama31.worker.v1 import worker_service_pb2 as pb
 
 IDS = st.integers(0, 128_255)
@@ -53,6 +52,9 @@ REQUESTS = st.builds(
     top_logprobs=st.none() | st.integers(0, 20),
     priority=st.integers(-(2**31), 2**31 - 1),
     cache_salt=NAMES,
+    constraint=st.none()
+    | st.just(AnyJsonObject())
+    | NAMES.flatmap(lambda text: st.sampled_from([JsonSchema(text), Regex(text), Grammar(text), OneOf((text, "b"))])),
 )
 
 
@@ -122,7 +124,6 @@ def test_states_arrive_as_they_were(state: EngineState, ready: bool, draining: b
     [
         (pb.Submit(output_token_ids=[1]), "output_token_ids"),
         (pb.Submit(prompt_top_logprobs=1), "prompt_top_logprobs"),
-        (pb.Submit(constraint=common_pb2.OutputConstraint(regex="a+")), "constraint"),
     ],
 )
 def test_what_a_replica_cannot_do_is_refused(message: pb.Submit, field: str) -> None:

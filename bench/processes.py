@@ -1,0 +1,96 @@
+"""Servers and clients as processes of their own: how are they started, measured and ended?"""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+import tempfile
+from collections.abc import Iterator, Sequence
+from contextlib import ExitStack, contextmanager
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import psutil
+
+from bench.workload import Load
+
+ROOT = Path(__file__).resolve().parents[1]
+CLIENT_LIMIT_S = 300.0
+
+
+@contextmanager
+def server(module: str, *arguments: str, environment: dict[str, str] | None = None) -> Iterator[tuple[str, int]]:
+    """A server process: the line that it prints once it is ready, and its pid."""
+    command = [sys.executable, "-m", module, *arguments]
+    process = subprocess.Popen(
+        command, cwd=ROOT, env=os.environ | (environment or {}), stdout=subprocess.PIPE, text=True
+    )
+    try:
+        assert process.stdout is not None
+        line = process.stdout.readline().strip()
+        if not line:
+            raise RuntimeError(f"{module} did not start")
+        yield line, process.pid
+    finally:
+        process.terminate()
+        process.wait(30)
+
+
+@contextmanager
+def bare(load: Load) -> Iterator[tuple[str, list[int]]]:
+    """The bare server's address and pids."""
+    with server("bench.bare_server", json.dumps(asdict(load))) as (address, pid):
+        yield address, [pid]
+
+
+@contextmanager
+def ours(load: Load, tenants_file: str) -> Iterator[tuple[str, list[int]]]:
+    """Our ingress's address; the pids of ingress and replica."""
+    job = json.dumps(asdict(load))
+    with ExitStack() as stack:
+        metrics_dir = stack.enter_context(tempfile.TemporaryDirectory(prefix="llama31-bench-"))
+        environment = {"PROMETHEUS_MULTIPROC_DIR": metrics_dir}
+        worker, replica_pid = stack.enter_context(server("bench.our_server", "replica", job, environment=environment))
+        address, ingress_pid = stack.enter_context(
+            server("bench.our_server", "ingress", job, worker, tenants_file, environment=environment)
+        )
+        yield address, [ingress_pid, replica_pid]
+
+
+def cpu_s(pids: Sequence[int]) -> float:
+    """User and system seconds of processes so far."""
+    times = [psutil.Process(pid).cpu_times() for pid in pids]
+    return sum(time.user + time.system for time in times)
+
+
+def measure(target: str, pids: Sequence[int], load: Load, key: str = "") -> dict[str, Any]:
+    """One load against one server: the client's figures and the server's CPU."""
+    job = json.dumps({"load": asdict(load), "key": key})
+    before_s = cpu_s(pids)
+    done = subprocess.run(
+        [sys.executable, "-m", "bench.client", target, job],
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        timeout=CLIENT_LIMIT_S,
+        check=False,
+    )
+    if done.returncode != 0:
+        raise RuntimeError(f"the client failed: {done.stderr[-2000:]}")
+    seen: dict[str, Any] = json.loads(done.stdout.splitlines()[-1])
+    tokens = load.total_tokens
+    late = sorted(seen["late_s"])
+    ttft = sorted(seen["ttft_s"])
+    return {
+        "tokens_per_s": tokens / seen["elapsed_s"],
+        "server_cpu_ms_per_token": 1000 * (cpu_s(pids) - before_s) / tokens,
+        "client_cpu_ms_per_token": 1000 * seen["client_cpu_s"] / tokens,
+        # Two messages of each request hold no token.
+        "tokens_per_message": tokens / max(1, seen["messages"] - 2 * load.streams * load.requests),
+        "ttft_p50_ms": 1000 * ttft[len(ttft) // 2],
+        "ttft_p99_ms": 1000 * ttft[int(len(ttft) * 0.99)],
+        "late_p99_ms": 1000 * late[int(len(late) * 0.99)] if late else None,
+    }

@@ -1,0 +1,145 @@
+"""How does one choice come from a replica, and several choices at once?"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncGenerator, Callable, Sequence
+from contextlib import aclosing
+from dataclasses import dataclass, replace
+
+from deployments.answer import Answer
+from deployments.call import Call
+from deployments.replica_link import SequenceStream
+from llama31.chat import Event, FinishReason, GenerationOptions, Usage
+from llama31.engine import EngineOutput, EngineRequest
+from llama31.errors import DeadlineExceeded, NoReadyReplica, StreamInterrupted
+
+# Events of several choices that may wait for the reader; behind them the engine's outputs are merged.
+WAITING_EVENTS = 16
+
+
+@dataclass(frozen=True, slots=True)
+class Job:
+    """One admitted request, ready for an engine. Choice i runs `request` with seed + i."""
+
+    call: Call
+    options: GenerationOptions
+    request: EngineRequest
+    arrived_s: float
+    is_limited_by_context: bool
+    warnings: tuple[str, ...] = ()
+
+    def of_choice(self, index: int) -> EngineRequest:
+        """The sequence of one choice."""
+        if index == 0:
+            return self.request
+        sampling = replace(self.request.sampling, seed=(self.request.sampling.seed + index) % 2**64)
+        return replace(self.request, request_id=f"{self.request.request_id}-{index}", sampling=sampling)
+
+
+# Gives a sequence to a replica; arguments: the job, the sequence, the attempt, a replica to avoid.
+Submit = Callable[[Job, EngineRequest, int, str | None], SequenceStream]
+Observe = Callable[[Answer, EngineOutput, float], None]
+
+
+class ChoiceRun:
+    """One choice on its replica. One that is lost before its first token is replaced once."""
+
+    def __init__(self, job: Job, index: int, answer: Answer, submit: Submit, observe: Observe) -> None:
+        self._job = job
+        self._request = job.of_choice(index)
+        self._submit = submit
+        self._observe = observe
+        self.answer = answer
+        self.stream = submit(job, self._request, 0, None)
+        soft_s = job.options.stop.time_limit_s
+        self._soft_limit_s = None if soft_s is None else job.arrived_s + soft_s
+        self._is_time_up = False
+
+    async def events(self) -> AsyncGenerator[Event, None]:
+        """Deltas, then the end of the choice. Raises: StreamInterrupted, DeadlineExceeded."""
+        answer = self.answer
+        alarm = self._set_alarm()
+        try:
+            while not answer.is_done:
+                try:
+                    output = await self._next_output()
+                except StreamInterrupted as loss:
+                    # Also a token whose text is still held back has gone into the answer.
+                    if self.stream.attempt > 0 or answer.first_token_s is not None:
+                        raise
+                    self._replace_replica(loss)
+                    continue
+                for event in answer.add(output) if output else answer.end(FinishReason.TIME_LIMIT):
+                    yield event
+        finally:
+            if alarm is not None:
+                alarm.cancel()
+            self.stream.cancel()
+
+    def _set_alarm(self) -> asyncio.TimerHandle | None:
+        """One timer for the whole choice: a time limit around every wait would cost more than the wait."""
+        limits_s = [limit_s for limit_s in (self._job.call.deadline_s, self._soft_limit_s) if limit_s is not None]
+        if not limits_s:
+            return None
+        return asyncio.get_running_loop().call_at(min(limits_s), self._time_is_up)
+
+    def _time_is_up(self) -> None:
+        self._is_time_up = True
+        self.stream.wake()
+
+    def _replace_replica(self, loss: StreamInterrupted) -> None:
+        self.stream.cancel()
+        try:
+            self.stream = self._submit(self._job, self._request, 1, self.stream.replica_id)
+        except NoReadyReplica:
+            raise loss from None
+
+    async def _next_output(self) -> EngineOutput | None:
+        """The next output; None when the soft time limit passed."""
+        output = None if self._is_time_up else await self.stream.next()
+        if output is None:
+            if self._soft_limit_s is not None and asyncio.get_running_loop().time() >= self._soft_limit_s:
+                return None
+            raise DeadlineExceeded("decode" if self.answer.output_tokens else "prefill")
+        if output.error:
+            raise StreamInterrupted(self.stream.replica_id, self.answer.output_tokens, output.error)
+        self._observe(self.answer, output, self._job.arrived_s)
+        return output
+
+
+async def interleaved(runs: Sequence[ChoiceRun]) -> AsyncGenerator[Event, None]:
+    """The events of several choices as they come. The first error ends all of them."""
+    waiting: asyncio.Queue[Event | Exception | None] = asyncio.Queue(WAITING_EVENTS)
+
+    async def pump(run: ChoiceRun) -> None:
+        try:
+            async with aclosing(run.events()) as events:
+                async for event in events:
+                    await waiting.put(event)
+            await waiting.put(None)
+        except Exception as error:
+            await waiting.put(error)
+
+    pumps = [asyncio.create_task(pump(run)) for run in runs]
+    try:
+        open_choices = len(runs)
+        while open_choices:
+            item = await waiting.get()
+            if isinstance(item, Exception):
+                raise item
+            if item is None:
+                open_choices -= 1
+            else:
+                yield item
+    finally:
+        for task in pumps:
+            task.cancel()
+        await asyncio.gather(*pumps, return_exceptions=True)
+
+
+def total_usage(runs: Sequence[ChoiceRun], job: Job, now_s: float) -> Usage:
+    """What all choices used: the prompt counts once, times are those of the first choice that had a token."""
+    usages = [run.answer.usage(len(job.request.prompt_token_ids), job.arrived_s, now_s) for run in runs]
+    first = min(usages, key=lambda usage: usage.first_token_s or float("inf"))
+    return replace(first, output_tokens=sum(usage.output_tokens for usage in usages))

@@ -1,0 +1,203 @@
+"""How is one HTTP request read and answered: body, deadline, stream, slow or vanished client?"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import logging
+import re
+import uuid
+from collections.abc import AsyncGenerator, AsyncIterator
+from contextlib import aclosing
+from typing import cast
+
+from aiohttp import web
+
+from deployments.call import Call
+from deployments.ingress.http_answers import (
+    REPLICA_HEADER,
+    REQUEST_ID_HEADER,
+    REVISION_HEADER,
+    WARNING_HEADER,
+    error_answer,
+    headers,
+    json_answer,
+)
+from deployments.ingress.openai_answers import AnswerStream, Json, WholeAnswer, error_object, sse, to_json
+from deployments.ingress.openai_codec import Wanted
+from deployments.ingress.status import status_row
+from deployments.tenant import Authenticate
+from llama31.chat import Completed, Event, Started
+from llama31.errors import (
+    DeadlineExceeded,
+    InternalError,
+    InvalidRequest,
+    Llama31Error,
+    MediaTypeRefused,
+    PayloadTooLarge,
+    RequestTimeout,
+)
+
+TIMEOUT_HEADER = "x-request-timeout-ms"
+
+_REQUEST_ID = re.compile(r"[A-Za-z0-9._-]{1,128}")
+_MAX_TIMEOUT_DIGITS = 10
+_LOG = logging.getLogger(__name__)
+
+
+class Exchange:
+    """One request and its answer."""
+
+    def __init__(self, request: web.BaseRequest, max_body_bytes: int, body_s: float, write_stall_s: float) -> None:
+        self._request = request
+        self._max_body_bytes = max_body_bytes
+        self._body_s = body_s
+        self._write_stall_s = write_stall_s
+        given = request.headers.get(REQUEST_ID_HEADER, "")
+        # An id that could forge a line of a log is replaced, not quoted.
+        self.request_id = given if _REQUEST_ID.fullmatch(given) else uuid.uuid4().hex
+
+    def call(self, authenticate: Authenticate) -> Call:
+        """Who asks, and until when. Raises: Unauthenticated, InvalidRequest, DeadlineExceeded."""
+        tenant = authenticate(self._request.headers.getall("authorization", []))
+        text = self._request.headers.get(TIMEOUT_HEADER)
+        if text is None:
+            return Call(self.request_id, tenant=tenant)
+        if not (text.isascii() and text.isdecimal() and len(text) <= _MAX_TIMEOUT_DIGITS):
+            raise InvalidRequest(TIMEOUT_HEADER, "must be a number of milliseconds")
+        if int(text) == 0:
+            raise DeadlineExceeded("admission")
+        return Call(self.request_id, asyncio.get_running_loop().time() + int(text) / 1000, tenant)
+
+    async def body(self) -> bytes:
+        """The whole body. Raises: MediaTypeRefused, PayloadTooLarge, RequestTimeout."""
+        request = self._request
+        self._check_media_type()
+        if (request.content_length or 0) > self._max_body_bytes:
+            raise self._too_large()
+        if request.headers.get("expect", "").lower() == "100-continue":
+            await request.writer.write(b"HTTP/1.1 100 Continue\r\n\r\n")
+            # The answer itself has not begun.
+            request.writer.output_size = 0
+        found = bytearray()
+        try:
+            async with asyncio.timeout(self._body_s):
+                while piece := await request.content.readany():
+                    found += piece
+                    if len(found) > self._max_body_bytes:
+                        raise self._too_large()
+        except TimeoutError:
+            raise RequestTimeout(self._body_s) from None
+        except web.RequestPayloadError:
+            raise InvalidRequest("request", "has a body that is no HTTP/1.1") from None
+        return bytes(found)
+
+    async def answer_whole(self, events: AsyncIterator[Event], answer: WholeAnswer, call: Call) -> web.Response:
+        """Collects everything first: an error of any moment is still a status."""
+        more: dict[str, str] = {}
+        async with _bounded(events, call) as opened:
+            async for event in opened:
+                if isinstance(event, Started):
+                    more = _who_answers(event)
+                answer.take(event)
+        response = json_answer(answer.encode(), self.request_id)
+        response.headers.update(more)
+        return response
+
+    async def answer_stream(
+        self, events: AsyncIterator[Event], answer: AnswerStream, call: Call, wanted: Wanted
+    ) -> web.StreamResponse:
+        """Writes event by event, with nothing between reader and writer that could fill up.
+
+        Nothing is sent before the first event, so that a refusal is a status. Every way out, a client that
+        left or does not read included, closes `events`, which frees the engine.
+        """
+        response: web.StreamResponse | None = None
+        event: Event | None = None
+        try:
+            async with _bounded(events, call) as opened:
+                async for event in opened:
+                    if response is None:
+                        response = await self._begin_stream(event)
+                    if data := answer.encode(event):
+                        await self._write(response, data)
+            if response is None or not isinstance(event, Completed):
+                raise InternalError("the answer ended without a Completed event")
+        except ConnectionError:
+            raise
+        except Exception as error:
+            if response is None:
+                raise
+            # The status is out: the error is the last event, and no [DONE] follows it.
+            await self._write(response, sse(to_json(self._told(error, wanted))))
+        return response
+
+    def error(self, error: Llama31Error, wanted: Wanted | None = None) -> web.Response:
+        """The answer to a request that failed before anything was sent; bugs are logged."""
+        self._log(error)
+        if wanted is None:
+            response = error_answer(error, self.request_id)
+        else:
+            response = error_answer(error, self.request_id, wanted.prompt_field, wanted.field)
+        if isinstance(error, PayloadTooLarge | RequestTimeout):
+            response.force_close()
+        return response
+
+    def _told(self, error: Exception, wanted: Wanted) -> Json:
+        self._log(error)
+        known = error if isinstance(error, Llama31Error) else InternalError()
+        return error_object(known, self.request_id, wanted.prompt_field, wanted.field)
+
+    def _log(self, error: Exception) -> None:
+        if not isinstance(error, Llama31Error) or status_row(error).http_status == 500:
+            _LOG.error("request %s failed", self.request_id, exc_info=error)
+
+    async def _begin_stream(self, first: Event) -> web.StreamResponse:
+        found = headers(self.request_id, content_type="text/event-stream; charset=utf-8", x_accel_buffering="no")
+        if isinstance(first, Started):
+            found |= _who_answers(first)
+        response = web.StreamResponse(headers=found)
+        await response.prepare(self._request)
+        return response
+
+    async def _write(self, response: web.StreamResponse, data: bytes) -> None:
+        """Sends one event. Raises: ConnectionError if the client went away or does not read."""
+        try:
+            async with asyncio.timeout(self._write_stall_s):
+                await response.write(data)
+        except TimeoutError:
+            # What lies in the socket would otherwise be kept for a reader who may never come.
+            if self._request.transport is not None:
+                self._request.transport.abort()
+            raise ConnectionResetError("slow consumer") from None
+
+    def _too_large(self) -> PayloadTooLarge:
+        return PayloadTooLarge(f"the body has more than {self._max_body_bytes} bytes")
+
+    def _check_media_type(self) -> None:
+        request = self._request
+        if request.headers.get("content-encoding", "identity").lower() != "identity":
+            raise MediaTypeRefused("compressed bodies are not read; send the JSON as it is")
+        if "content-type" not in request.headers and "origin" not in request.headers:
+            # Browsers always send an origin, and a foreign page must not get through without a preflight.
+            return
+        is_json = request.content_type == "application/json"
+        if not is_json or (request.charset or "utf-8").lower() not in ("utf-8", "utf8"):
+            raise MediaTypeRefused("the body must be application/json in UTF-8")
+
+
+@contextlib.asynccontextmanager
+async def _bounded(events: AsyncIterator[Event], call: Call) -> AsyncGenerator[AsyncIterator[Event], None]:
+    """The events until the caller's deadline, closed at the end. Raises: DeadlineExceeded."""
+    try:
+        async with asyncio.timeout_at(call.deadline_s), aclosing(cast(AsyncGenerator[Event, None], events)) as opened:
+            yield opened
+    except TimeoutError:
+        raise DeadlineExceeded("the answer") from None
+
+
+def _who_answers(started: Started) -> dict[str, str]:
+    found = {REPLICA_HEADER: started.replica_id, REVISION_HEADER: started.model_revision}
+    if started.warnings:
+        found[WARNING_HEADER] = "; ".join(started.warnings)
+    return found

@@ -1,0 +1,110 @@
+"""Which certificate does the server show, whose client certificates does it take, and what if the files change?"""
+
+from __future__ import annotations
+
+import logging
+import ssl
+import threading
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import grpc
+
+from deployments.config import TlsConfig
+from deployments.metrics import Metrics
+from deployments.watched_files import WatchedFiles
+from llama31.errors import ConfigInvalid
+
+_LOG = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True, slots=True)
+class _Identity:
+    """One consistent reading of the files."""
+
+    context: ssl.SSLContext
+    grpc_configuration: Any
+
+
+class ServerTls:
+    """The files of one server, for both doors. Every handshake looks whether they changed.
+
+    Broken or half-written files change nothing: what was read before stays in force.
+    """
+
+    def __init__(self, files: TlsConfig, metrics: Metrics) -> None:
+        """Reads the files. Raises: ConfigInvalid."""
+        self._files = files
+        self._metrics = metrics
+        self._lock = threading.Lock()
+        self._watched = WatchedFiles([f for f in (files.cert_file, files.key_file, files.client_ca_file) if f])
+        self._watched.have_changed()
+        self._identity = _read(files)
+
+    def grpc_credentials(self) -> grpc.ServerCredentials:
+        """For `grpc.aio.Server.add_secure_port`. gRPC asks on a thread of its own at each handshake."""
+        given = self._identity
+
+        def changed() -> Any:
+            nonlocal given
+            identity = self._current()
+            if identity is given:
+                return None
+            given = identity
+            return identity.grpc_configuration
+
+        needs_client = self._files.client_ca_file is not None
+        return grpc.dynamic_ssl_server_credentials(given.grpc_configuration, changed, needs_client)
+
+    def http_context(self) -> ssl.SSLContext:
+        """For any server on Python's ssl. OpenSSL asks at each handshake which context to go on with."""
+        outer = self._identity.context
+
+        def choose(connection: ssl.SSLObject, _name: str | None, _context: ssl.SSLContext) -> None:
+            connection.context = self._current().context
+
+        outer.sni_callback = choose
+        return outer
+
+    def _current(self) -> _Identity:
+        with self._lock:
+            if self._watched.have_changed():
+                try:
+                    self._identity = _read(self._files)
+                except ConfigInvalid as error:
+                    self._metrics.add("llama31_reloads_total", what="tls", outcome="refused")
+                    _LOG.error("the certificate of before stays in use: %s", error)
+                else:
+                    self._metrics.add("llama31_reloads_total", what="tls", outcome="loaded")
+                    _LOG.info("%s was read again", self._files.cert_file)
+            return self._identity
+
+
+def check_tls_files(files: TlsConfig) -> None:
+    """Raises: ConfigInvalid if a server could not start with them."""
+    _read(files)
+
+
+def _read(files: TlsConfig) -> _Identity:
+    """Raises: ConfigInvalid, also if the key is not the certificate's, which gRPC would notice too late."""
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    client_ca: bytes | None = None
+    at = f"{files.cert_file} with {files.key_file}"
+    try:
+        context.load_cert_chain(files.cert_file, files.key_file, _no_password)
+        pair = (Path(files.key_file).read_bytes(), Path(files.cert_file).read_bytes())
+        if files.client_ca_file is not None:
+            at = files.client_ca_file
+            context.load_verify_locations(files.client_ca_file)
+            context.verify_mode = ssl.CERT_REQUIRED
+            client_ca = Path(files.client_ca_file).read_bytes()
+    except (OSError, ValueError) as error:
+        why = getattr(error, "reason", None) or getattr(error, "strerror", None) or error
+        raise ConfigInvalid(f"ingress.tls: {at}: {why}") from None
+    return _Identity(context, grpc.ssl_server_certificate_configuration([pair], client_ca))
+
+
+def _no_password() -> str:
+    """Else OpenSSL would ask on the terminal."""
+    raise ValueError("the key is encrypted; give one without a passphrase")

@@ -1,0 +1,192 @@
+"""What does a tenant's request have to pass before it runs, and what is the tenant charged in the end?"""
+
+from __future__ import annotations
+
+import asyncio
+import hashlib
+import hmac
+import math
+import time
+from collections import deque
+from collections.abc import Callable
+from dataclasses import dataclass, field, replace
+
+from deployments.language import UNKNOWN, LanguageDetector
+from deployments.metrics import Metrics
+from deployments.policies.language import LanguageMode, LanguagePolicy
+from deployments.policies.quota import Admit, Charges, Limit, MinuteQuota, QuotaSnapshot, Refuse, is_live
+from deployments.tenant import Tenant
+from llama31.chat import ChatRequest, CompletionRequest, Role
+from llama31.errors import ConcurrencyLimit, LanguageRefused, LimitReached, QuotaExceeded, RateLimited
+
+# Idle accounts are forgotten when there are more than this, so that a long life does not fill memory.
+_MAX_IDLE_ACCOUNTS = 1000
+
+_ERRORS: dict[Limit, type[LimitReached]] = {
+    "requests": RateLimited,
+    "tokens": QuotaExceeded,
+    "concurrency": ConcurrencyLimit,
+}
+
+
+@dataclass(slots=True)
+class _Account:
+    """One tenant's counts at this ingress."""
+
+    running: int = 0
+    charges: deque[Charges] = field(default_factory=deque)
+
+    def snapshot(self, now_s: float) -> QuotaSnapshot:
+        while self.charges and not is_live(self.charges[0], now_s):
+            self.charges.popleft()
+        return QuotaSnapshot(now_s, self.running, tuple(self.charges))
+
+    def charge(self, second: int, requests: int = 0, tokens: int = 0) -> None:
+        """Adds to a second, or gives back; a second that no longer counts is left alone."""
+        for i in range(len(self.charges) - 1, -1, -1):
+            entry = self.charges[i]
+            if entry.second == second:
+                self.charges[i] = replace(
+                    entry, requests=entry.requests + requests, tokens=max(0, entry.tokens + tokens)
+                )
+                return
+        if not self.charges or second > self.charges[-1].second:
+            self.charges.append(Charges(second, requests, max(0, tokens)))
+
+
+class Tenancy:
+    """Asks the quota and language policies, and keeps each tenant's account."""
+
+    def __init__(
+        self,
+        metrics: Metrics,
+        *,
+        salt_secret: str = "",
+        language_mode: LanguageMode = "off",
+        detector: LanguageDetector | None = None,
+        now_s: Callable[[], float] = time.monotonic,
+    ) -> None:
+        self._metrics = metrics
+        self._salt_secret = salt_secret.encode()
+        self._language_mode: LanguageMode = language_mode
+        self._now_s = now_s
+        self._quota = MinuteQuota()
+        self._language = LanguagePolicy()
+        self._detector = detector or LanguageDetector()
+        self._accounts: dict[str, _Account] = {}
+
+    def cache_salt(self, tenant: Tenant) -> str:
+        """Keeps tenants from finding each other's prompts in the prefix cache by its timing.
+
+        The secret keeps them from computing another tenant's salt. Empty for the local tenant.
+        """
+        if not tenant.name:
+            return ""
+        return hmac.new(self._salt_secret, tenant.name.encode(), hashlib.sha256).hexdigest()
+
+    def enter(self, tenant: Tenant) -> Visit:
+        """Counts a request in; `Visit.leave` must follow. Raises: RateLimited, ConcurrencyLimit."""
+        account, now_s = self._account(tenant), self._now_s()
+        self._check(tenant, self._quota.admit_request(tenant.limits, account.snapshot(now_s)), 1)
+        second = math.floor(now_s)
+        account.charge(second, requests=1)
+        account.running += 1
+        return Visit(self, tenant, account)
+
+    def reserve(self, tenant: Tenant, account: _Account, tokens: int) -> int:
+        """Charges tokens; returns the second that they are charged to. Raises: QuotaExceeded."""
+        now_s = self._now_s()
+        self._check(tenant, self._quota.admit_tokens(tenant.limits, account.snapshot(now_s), tokens), tokens)
+        second = math.floor(now_s)
+        account.charge(second, tokens=tokens)
+        self._count(tenant, "admitted")
+        return second
+
+    def count_tokens(self, tenant: Tenant, tokens: int) -> None:
+        """What a request used in the end."""
+        if tenant.name:
+            self._metrics.add("llama31_tenant_tokens_total", tokens, tenant=tenant.name)
+
+    async def check_language(
+        self, tenant: Tenant, request: ChatRequest | CompletionRequest, supported: tuple[str, ...]
+    ) -> tuple[str, ...]:
+        """Warnings for the client. Raises: LanguageRefused."""
+        mode = tenant.language or self._language_mode
+        text = _newest_words(request)
+        if mode == "off" or not text:
+            return ()
+        # In a thread: the first text loads the model.
+        detection = await asyncio.to_thread(self._detector.detect, text)
+        verdict = self._language.decide(mode, detection, supported)
+        language = UNKNOWN if verdict == "unknown" else detection.language
+        self._metrics.add("llama31_language_total", language=language, verdict=verdict)
+        words = f"the text seems to be in {language!r}; the model was made for {', '.join(supported)}"
+        if verdict == "refused":
+            raise LanguageRefused("spec.messages" if isinstance(request, ChatRequest) else "spec.prompt", words)
+        return (words,) if verdict == "warned" else ()
+
+    def _account(self, tenant: Tenant) -> _Account:
+        if len(self._accounts) > _MAX_IDLE_ACCOUNTS and tenant.name not in self._accounts:
+            now_s = self._now_s()
+            busy = {n: a for n, a in self._accounts.items() if a.running or a.snapshot(now_s).charges}
+            self._accounts = busy
+        return self._accounts.setdefault(tenant.name, _Account())
+
+    def _check(self, tenant: Tenant, decision: Admit | Refuse, wanted: int) -> None:
+        if isinstance(decision, Admit):
+            return
+        self._count(tenant, decision.limit)
+        raise _ERRORS[decision.limit](_refusal(tenant, decision, wanted), decision.retry_after_s)
+
+    def _count(self, tenant: Tenant, outcome: str) -> None:
+        if tenant.name:
+            self._metrics.add("llama31_tenant_requests_total", tenant=tenant.name, outcome=outcome)
+
+
+class Visit:
+    """One request of a tenant, from `Tenancy.enter` to `leave`."""
+
+    def __init__(self, tenancy: Tenancy, tenant: Tenant, account: _Account) -> None:
+        self._tenancy = tenancy
+        self._tenant = tenant
+        self._account = account
+        self._reserved_tokens = 0
+        self._second = 0
+        self._is_over = False
+
+    def reserve(self, tokens: int) -> None:
+        """Charges prompt and longest output of every choice. Raises: QuotaExceeded."""
+        self._second = self._tenancy.reserve(self._tenant, self._account, tokens)
+        self._reserved_tokens = tokens
+
+    def leave(self, used_tokens: int) -> None:
+        """Gives back what was reserved and not used, and makes room for another request; idempotent."""
+        if self._is_over:
+            return
+        self._is_over = True
+        self._account.running -= 1
+        if self._reserved_tokens:
+            self._account.charge(self._second, tokens=used_tokens - self._reserved_tokens)
+            self._tenancy.count_tokens(self._tenant, used_tokens)
+
+
+def _refusal(tenant: Tenant, decision: Refuse, wanted: int) -> str:
+    limits = tenant.limits
+    when = f"try again in {math.ceil(decision.retry_after_s)} s" if math.isfinite(decision.retry_after_s) else ""
+    match decision.limit:
+        case "requests":
+            return f"rate limit: {limits.requests_per_minute} requests a minute; {when or 'none are granted'}"
+        case "tokens":
+            return (
+                f"token quota: prompt and longest output are {wanted} tokens, of {limits.tokens_per_minute} a minute; "
+                f"{when or 'ask for fewer'}"
+            )
+        case "concurrency":
+            return f"{limits.concurrent_requests} concurrent requests are the most; wait for one to end"
+
+
+def _newest_words(request: ChatRequest | CompletionRequest) -> str:
+    """What the user said last: the language that an answer is expected in."""
+    if isinstance(request, CompletionRequest):
+        return request.prompt if isinstance(request.prompt, str) else ""
+    return next((m.content for m in reversed(request.messages) if m.role is Role.USER), "")

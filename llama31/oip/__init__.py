@@ -1,0 +1,1 @@
+"""Home of the generated stubs of the Open Inference Protocol."""

@@ -1,0 +1,1 @@
+"""Generated stubs of the Open Inference Protocol v2; `make protos` writes them."""

@@ -1,0 +1,138 @@
+"""Which cases are there, and what do their macros stand for?"""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from itertools import pairwise
+from pathlib import Path
+from typing import Any
+
+DEFAULT_FILE = Path(__file__).resolve().parent.parent / "data" / "bad_inputs" / "cases.jsonl"
+
+REQUEST_KEYS = frozenset(
+    (
+        *("method", "service", "path", "base", "set", "message", "metadata", "metadata_list", "headers"),
+        *("body", "json", "body_bytes", "raw_gzip_bomb_mib", "raw_message_hex", "truncate_last_bytes", "append_hex"),
+        *("compression", "raw_tcp_hex", "hold_s", "h2", "h2_initial_window", "tls", "listener"),
+        *("client", "during", "repeat", "concurrent", "rate", "timeout_s", "cancel_after_chunks", "inject"),
+        *("model_output", "server_capacity", "tenant_rps_limit", "tenant_tokens_left", "tenant_concurrency_limit"),
+        *("unique_schemas", "note"),
+    )
+)
+_CHECK_KEYS = ("status", "must_not_contain", "check", "server_check", "note")
+GRPC_KEYS = frozenset((*_CHECK_KEYS, "detail_contains", "reason", "field", "retry_info"))
+HTTP_KEYS = frozenset((*_CHECK_KEYS, "alt_status", "error_code", "param", "header", "must_not_header"))
+
+
+class UnknownKey(Exception):
+    """The case asks for something that the runner cannot do: teach it, or correct the case."""
+
+
+@dataclass(frozen=True)
+class Case:
+    """One line of the file, macros not yet expanded."""
+
+    id: str
+    channel: str
+    request: Mapping[str, Any]
+    why: str
+    expect_grpc: Mapping[str, Any] | None
+    expect_http: Mapping[str, Any] | None
+
+    def check_keys(self) -> None:
+        """Raises: UnknownKey."""
+        groups = ((self.request, REQUEST_KEYS), (self.expect_grpc, GRPC_KEYS), (self.expect_http, HTTP_KEYS))
+        for found, known in groups:
+            unknown = sorted(set(found or ()) - known)
+            if unknown:
+                raise UnknownKey(f"{self.id}: the runner does not know {', '.join(unknown)}")
+
+
+def load_cases() -> list[Case]:
+    """The cases of the file that LLAMA31_BAD_INPUTS names, or of the project's own."""
+    path = Path(os.environ.get("LLAMA31_BAD_INPUTS") or DEFAULT_FILE)
+    rows = [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines() if line.strip()]
+    return [
+        Case(row["id"], row["channel"], row["request"], row.get("why", ""), row["expect_grpc"], row["expect_http"])
+        for row in rows
+    ]
+
+
+def _repeat_list(argument: Any) -> list[Any]:
+    item, count = argument
+    return [expand(item)] * count
+
+
+def _many_str(argument: Any) -> dict[str, str]:
+    count, value = argument
+    text = value if isinstance(value, str) else "x" * value
+    return {f"key-{i}": text for i in range(count)}
+
+
+def _schema_depth(depth: int) -> str:
+    opening = '{"type":"object","properties":{"a":'
+    return opening * depth + '{"type":"string"}' + "}}" * depth
+
+
+def _schema_bytes(size: int) -> str:
+    head, tail = '{"type":"object","description":"', '"}'
+    return head + "d" * (size - len(head) - len(tail)) + tail
+
+
+def _yaml_bomb() -> str:
+    """Each name stands for two of the one before."""
+    return "a: &a [x,x]\n" + "\n".join(f"{c}: &{c} [*{p},*{p}]" for p, c in pairwise("abcdefgh"))
+
+
+_MACROS: dict[str, Callable[[Any], Any]] = {
+    "$repeat": lambda a: a[0] * a[1],
+    "$repeat_list": _repeat_list,
+    "$concat": lambda parts: "".join(expand(part) for part in parts),
+    # One token each in the vocabulary of Llama 3.1.
+    "$tokens": lambda n: " hello" * n,
+    "$nest": lambda n: "[" * n + "]" * n,
+    "$count": lambda n: list(range(n)),
+    "$many": lambda a: {str(i): a[1] for i in range(a[0])},
+    "$many_str": _many_str,
+    "$schema_depth": _schema_depth,
+    "$schema_enum": lambda n: json.dumps({"type": "string", "enum": [f"value-{i}" for i in range(n)]}),
+    "$schema_bytes": _schema_bytes,
+    "$alternation": lambda n: "|".join(f"a{i}" for i in range(n)),
+    "$yaml_bomb": lambda _: _yaml_bomb(),
+}
+
+
+def expand(value: Any) -> Any:
+    """The value with its macros replaced. Raises: UnknownKey."""
+    if isinstance(value, list):
+        return [expand(item) for item in value]
+    if not isinstance(value, dict):
+        return value
+    if len(value) == 1 and (name := next(iter(value))).startswith("$") and name in _MACROS:
+        return _MACROS[name](value[name])
+    if any(name.startswith("$") and name not in ("$schema", "$ref", "$defs") for name in value):
+        raise UnknownKey(f"the runner does not know the macro in {sorted(value)}")
+    return {name: expand(item) for name, item in value.items()}
+
+
+_CONSTANT = re.compile(r"\$([A-Z][A-Z0-9_]*)(?:([+-])(\d+))?")
+
+
+def substitute(text: str, constants: Mapping[str, str | int]) -> str:
+    """Text with `$NAME`, or `$NAME+1` for a number, replaced. Raises: UnknownKey."""
+
+    def value(match: re.Match[str]) -> str:
+        name, sign, amount = match.groups()
+        if name not in constants:
+            raise UnknownKey(f"the runner does not know ${name}")
+        found = constants[name]
+        if isinstance(found, int) and sign:
+            found += int(sign + amount)
+            return str(found)
+        return str(found) + (sign + amount if sign else "")
+
+    return _CONSTANT.sub(value, text)
