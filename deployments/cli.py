@@ -14,7 +14,7 @@ from pathlib import Path
 from deployments import check, commands
 from deployments.client_access import Tls
 from deployments.config import ServiceConfig, load_config, shipped_configs
-from deployments.weights import prepare_standin_weights, prepare_weights
+from deployments.weights import prepare_standin_weights
 from llama31.errors import ConfigInvalid, Llama31Error
 
 EXIT_ERROR = 1
@@ -117,7 +117,6 @@ def _serve(options: argparse.Namespace) -> int:
     stop = threading.Event()
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, lambda *_: _interrupt(stop))
-    prepare_weights(config, print)
     service = commands.make_service(config, options.address)
     try:
         print(commands.how_to_connect(service.start()), flush=True)
@@ -167,7 +166,6 @@ def _demo(options: argparse.Namespace) -> int:
     def progress(line: str) -> None:
         print(f"[{time.monotonic() - began_s:5.1f} s] {line}", flush=True)
 
-    prepare_weights(config, progress)
     service = commands.make_service(config, "", progress)
     try:
         address = service.start()

@@ -17,6 +17,7 @@ from deployments.check import check_room
 from deployments.config import IngressConfig, ServiceConfig, checkpoint_dir, run_dir
 from deployments.ingress.tls import check_tls_files
 from deployments.tenants_file import load_tenants
+from deployments.weights import prepare_weights
 from llama31.checkpoint import verify_checkpoint
 from llama31.errors import ClusterRefused, PortInUse
 
@@ -108,6 +109,7 @@ class Service:
         check_port(ingress.metrics_host, ingress.metrics_port, "--metrics-port")
         if self._cluster is not None:
             check_room(config, self._cluster.topology())
+        prepare_weights(config, self._progress)
         if config.engine.kind == "vllm" and config.engine.weights == "checkpoint":
             self._progress("checking the weights")
             verify_checkpoint(checkpoint_dir(config))
