@@ -1,0 +1,48 @@
+"""vLLM's AsyncLLM by itself on the stand-in, as a user would start it. Reads JSON jobs, one a line; answers each.
+
+`python -m bench.bare_vllm ENGINE_ARGUMENTS`; a job is {"prompts": [[id, ...], ...], "tokens": n}.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import sys
+import time
+from typing import Any
+
+from vllm import SamplingParams
+from vllm.engine.arg_utils import AsyncEngineArgs
+from vllm.sampling_params import RequestOutputKind
+from vllm.v1.engine.async_llm import AsyncLLM
+
+
+async def one(llm: AsyncLLM, request_id: str, prompt: list[int], tokens: int) -> list[int]:
+    """The greedy ids of one prompt, taken as a stream."""
+    params = SamplingParams(
+        temperature=0, max_tokens=tokens, ignore_eos=True, detokenize=False, output_kind=RequestOutputKind.DELTA
+    )
+    ids: list[int] = []
+    async for output in llm.generate({"prompt_token_ids": prompt}, params, request_id):
+        ids.extend(output.outputs[0].token_ids)
+    return ids
+
+
+async def serve(arguments: dict[str, Any]) -> None:
+    """Says "ready", then answers jobs until its input ends."""
+    llm = AsyncLLM.from_engine_args(AsyncEngineArgs(**arguments))
+    print("ready", flush=True)
+    number = 0
+    while line := await asyncio.to_thread(sys.stdin.readline):
+        job = json.loads(line)
+        began_s = time.perf_counter()
+        number += 1
+        answers = await asyncio.gather(
+            *(one(llm, f"{number}-{index}", prompt, job["tokens"]) for index, prompt in enumerate(job["prompts"]))
+        )
+        print(json.dumps({"seconds": time.perf_counter() - began_s, "ids": answers}), flush=True)
+    llm.shutdown()
+
+
+if __name__ == "__main__":
+    asyncio.run(serve(json.loads(sys.argv[1])))
