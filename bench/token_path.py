@@ -14,9 +14,13 @@ import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import replace
+from datetime import date
 from pathlib import Path
 from typing import Any
 
+import psutil
+
+from bench.chart import bars
 from bench.processes import bare, measure, ours, server
 from bench.workload import Load, codec
 from deployments.tenants_file import file_lines, make_key
@@ -24,6 +28,7 @@ from deployments.tenants_file import file_lines, make_key
 # More tokens than either server carries at one a message, so that what is ready gets packed.
 OFFERED_TOKENS_PER_S = 32_000
 PACED_STEP_S = 0.02
+RESULTS = Path(__file__).parent / "results"
 TARGETS = {
     "ratio_tokens_32": (">=", 0.8),
     "ratio_tokens_256": (">=", 0.8),
@@ -151,15 +156,48 @@ def summary(medians: dict[tuple[str, str], Figures]) -> Figures:
     return out | {"targets": {n: f"{s} {v}" for n, (s, v) in TARGETS.items()}, "met": met, "ok": all(met.values())}
 
 
+def save(medians: dict[tuple[str, str], Figures], result: Figures, command: str) -> None:
+    """Table, chart and summary into bench/results."""
+    cores = psutil.cpu_count()
+    lines = [
+        "# What a streamed token costs",
+        "",
+        f"Measured with `{command}` on {date.today().isoformat()}, {cores} cores, no GPU; medians of interleaved "
+        "rounds. Server CPU counts every process that answers: of ours ingress and replica, of Serve its proxy and "
+        "both deployments, without raylet and GCS.",
+        "",
+        HEAD,
+        *(row(*name, figures) for name, figures in medians.items()),
+        "",
+        "```json",
+        json.dumps(result, indent=1),
+        "```",
+        "",
+    ]
+    RESULTS.mkdir(exist_ok=True)
+    (RESULTS / "token_path.md").write_text("\n".join(lines))
+    shown = [
+        (f"{path}, {load}", figures["server_cpu_ms_per_token"], path == "ours")
+        for (path, load), figures in medians.items()
+        if load.startswith(("packed", "one token")) and not load.endswith(" 1")
+    ]
+    chart = bars("Server CPU of one streamed token", "milliseconds per token; number = streams", shown)
+    (RESULTS / "token_path.svg").write_text(chart)
+
+
 def main() -> int:
     """Runs everything; 0 if every target is met."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--quick", action="store_true", help="fewer and shorter rounds, under 5 minutes")
+    parser.add_argument("--save", action="store_true", help="write table and chart into bench/results")
     options = parser.parse_args()
     codec()
     print(HEAD, flush=True)
     found = own_paths(options.quick) | serve_paths(options.quick)
-    result = summary({name: median_of(rounds) for name, rounds in found.items()})
+    medians = {name: median_of(rounds) for name, rounds in found.items()}
+    result = summary(medians)
+    if options.save:
+        save(medians, result, f"python -m bench.token_path{' --quick' if options.quick else ''} --save")
     print(json.dumps(result))
     return 0 if result["ok"] else 1
 

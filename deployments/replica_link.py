@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+from collections import deque
 from collections.abc import AsyncIterator
 from dataclasses import replace
 
@@ -11,7 +12,7 @@ import grpc
 
 from cluster.policy import ReplicaSnapshot
 from deployments.directory import ReplicaRecord, WorkerAddress
-from deployments.worker_codec import decode_output, decode_state, encode_submit
+from deployments.worker_codec import MAX_MESSAGE_BYTES, decode_output, decode_state, encode_submit
 from deployments.worker_server import AUTHORIZATION, PROTOCOL, machine_boot_id
 from llama31.chat import TokenColumns
 from llama31.engine import EngineOutput, EngineRequest, EngineState
@@ -92,7 +93,8 @@ class ReplicaLink:
         self._epoch = epoch
         self._metadata = ((AUTHORIZATION, f"Bearer {token}"),)
         self._channel = grpc.aio.insecure_channel(dial_target(record.address), options=CHANNEL_OPTIONS)
-        self._commands: asyncio.Queue[pb.ConnectRequest] = asyncio.Queue()
+        self._outgoing: deque[pb.ConnectRequest] = deque()
+        self._has_outgoing = asyncio.Event()
         self._streams: dict[str, SequenceStream] = {}
 
     def snapshot(self) -> ReplicaSnapshot:
@@ -122,7 +124,7 @@ class ReplicaLink:
         message.attempt = attempt
         message.deadline_in_ms = deadline_in_ms
         self._streams[request.request_id] = stream
-        self._commands.put_nowait(pb.ConnectRequest(submit=message))
+        self._next_request(message.ByteSize()).submits.append(message)
         return stream
 
     def cancel(self, request_id: str) -> None:
@@ -130,7 +132,7 @@ class ReplicaLink:
         stream = self._streams.pop(request_id, None)
         if stream is not None and self.alive:
             cancel = pb.Cancel(request_id=request_id, attempt=stream.attempt)
-            self._commands.put_nowait(pb.ConnectRequest(cancel=cancel))
+            self._next_request(cancel.ByteSize()).cancels.append(cancel)
 
     async def run(self) -> None:
         """Talks to the replica until either stream ends; every open sequence then hears of it."""
@@ -162,7 +164,18 @@ class ReplicaLink:
     async def _send_commands(self) -> AsyncIterator[pb.ConnectRequest]:
         yield pb.ConnectRequest(hello=pb.Hello(ingress_id=self._ingress_id, epoch=self._epoch, protocol=PROTOCOL))
         while True:
-            yield await self._commands.get()
+            await self._has_outgoing.wait()
+            request = self._outgoing.popleft()
+            if not self._outgoing:
+                self._has_outgoing.clear()
+            yield request
+
+    def _next_request(self, more_bytes: int = 0) -> pb.ConnectRequest:
+        """The message to add to: one with room for so much that has not gone out yet."""
+        if not self._outgoing or self._outgoing[-1].ByteSize() + more_bytes > MAX_MESSAGE_BYTES:
+            self._outgoing.append(pb.ConnectRequest())
+            self._has_outgoing.set()
+        return self._outgoing[-1]
 
     async def _read_outputs(self, stub: pb_grpc.WorkerServiceStub) -> None:
         call = stub.Connect(self._send_commands(), metadata=self._metadata)
@@ -171,7 +184,7 @@ class ReplicaLink:
                 self.became_ready.set()
             for message in response.outputs:
                 self._deliver(message)
-            self._commands.put_nowait(pb.ConnectRequest(ack=pb.Ack(sequence=response.sequence)))
+            self._next_request().ack.sequence = response.sequence
         raise _StreamEnded
 
     async def _read_state(self, stub: pb_grpc.WorkerServiceStub) -> None:

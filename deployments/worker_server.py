@@ -22,7 +22,7 @@ from llama31.worker.v1 import worker_service_pb2_grpc as pb_grpc
 
 log = logging.getLogger("llama31.worker")
 
-PROTOCOL = 2
+PROTOCOL = 3
 HEARTBEAT_S = 0.5
 PEER_STALL_S = 5.0
 # One being read, one on its way. More would only queue up behind an ingress that is behind.
@@ -138,7 +138,7 @@ class WorkerServer(pb_grpc.WorkerServiceServicer):
     ) -> None:
         """One ingress: commands come in, one message per engine step goes out."""
         first = await anext(aiter(requests), None)
-        if first is None or first.WhichOneof("command") != "hello" or first.hello.protocol != PROTOCOL:
+        if first is None or not first.HasField("hello") or first.hello.protocol != PROTOCOL:
             await context.abort(
                 grpc.StatusCode.FAILED_PRECONDITION, f"the first message must be Hello of protocol {PROTOCOL}"
             )
@@ -194,14 +194,13 @@ class WorkerServer(pb_grpc.WorkerServiceServicer):
     async def _read_commands(self, requests: AsyncIterator[pb.ConnectRequest], peer: Peer) -> None:
         try:
             async for request in requests:
-                match request.WhichOneof("command"):
-                    case "submit":
-                        self._submit(request.submit, peer)
-                    case "ack":
-                        peer.acknowledge(request.ack.sequence)
-                    case "cancel":
-                        if peer.attempts.get(request.cancel.request_id) == request.cancel.attempt:
-                            self._engine.cancel(request.cancel.request_id)
+                if request.HasField("ack"):
+                    peer.acknowledge(request.ack.sequence)
+                for submit in request.submits:
+                    self._submit(submit, peer)
+                for cancel in request.cancels:
+                    if peer.attempts.get(cancel.request_id) == cancel.attempt:
+                        self._engine.cancel(cancel.request_id)
         finally:
             peer.close()
 

@@ -47,10 +47,10 @@ class Ingress:
     ) -> None:
         message = encode_submit(engine_request(request_id, prompt, limit))
         message.attempt, message.deadline_in_ms = attempt, deadline
-        await self.call.write(pb.ConnectRequest(submit=message))
+        await self.call.write(pb.ConnectRequest(submits=[message]))
 
     async def cancel(self, request_id: str, attempt: int = 0) -> None:
-        await self.call.write(pb.ConnectRequest(cancel=pb.Cancel(request_id=request_id, attempt=attempt)))
+        await self.call.write(pb.ConnectRequest(cancels=[pb.Cancel(request_id=request_id, attempt=attempt)]))
 
     async def read(self) -> bool:
         """One message; False at the end of the stream."""
@@ -139,15 +139,15 @@ async def test_strangers_are_refused(metadata: tuple[tuple[str, str], ...]) -> N
             assert TOKEN not in (caught.value.details() or "")
         # Nor does one get through that does not wait for the answer.
         hello = pb.ConnectRequest(hello=pb.Hello(ingress_id="stranger", epoch=1, protocol=PROTOCOL))
-        submit = pb.ConnectRequest(submit=encode_submit(engine_request("a")))
+        submit = pb.ConnectRequest(submits=[encode_submit(engine_request("a"))])
         with pytest.raises(grpc.aio.AioRpcError):
             await soon(stub.Connect(iter((hello, submit)), metadata=metadata).read())
         assert replica.engine.state() == EngineState(kv_tokens_total=1 << 20)
 
 
 FIRST_MESSAGES = {
-    "submit": pb.ConnectRequest(submit=pb.Submit(request_id="a")),
-    "cancel": pb.ConnectRequest(cancel=pb.Cancel(request_id="a")),
+    "submit": pb.ConnectRequest(submits=[pb.Submit(request_id="a")]),
+    "cancel": pb.ConnectRequest(cancels=[pb.Cancel(request_id="a")]),
     "nothing": pb.ConnectRequest(),
     "other protocol": pb.ConnectRequest(hello=pb.Hello(ingress_id="i", epoch=1, protocol=PROTOCOL + 1)),
     "no protocol": pb.ConnectRequest(hello=pb.Hello(ingress_id="i", epoch=1)),
@@ -322,7 +322,7 @@ async def test_what_the_replica_cannot_do_is_refused_and_the_stream_goes_on() ->
     async with running_replica() as replica, connected(replica) as ingress:
         message = encode_submit(engine_request("a"))
         message.output_token_ids.append(1)
-        await ingress.call.write(pb.ConnectRequest(submit=message))
+        await ingress.call.write(pb.ConnectRequest(submits=[message]))
         await ingress.submit("b", (7,))
         await ingress.read_until_last("a", "b")
         assert ingress.terminals("a")[0].refusal.reason == "UNSUPPORTED"
