@@ -63,7 +63,15 @@ async def run(target: str, load: Load, key: str) -> dict[str, Any]:
     out["client_cpu_s"] = time.process_time() - cpu_s
     for channel in channels:
         await channel.close()
-    return out
+    # Percentiles only: a line of JSON with every token's time would be longer than a pipe takes at once.
+    late_s, ttft_s = out.pop("late_s"), out.pop("ttft_s")
+    out["late_p99_s"] = percentile(late_s, 0.99) if late_s else None
+    return out | {"ttft_p50_s": percentile(ttft_s, 0.5), "ttft_p99_s": percentile(ttft_s, 0.99)}
+
+
+def percentile(values: list[float], share: float) -> float:
+    """The value that this share of the values does not exceed."""
+    return sorted(values)[int(len(values) * share)]
 
 
 if __name__ == "__main__":

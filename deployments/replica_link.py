@@ -24,6 +24,9 @@ log = logging.getLogger("llama31.link")
 
 # A replica that says nothing for this long is taken for dead; heartbeats come every 0.5 s.
 SILENCE_S = 10.0
+# Streams that one turn of the event loop writes for. grpc.aio accepts one new call a turn: with hundreds of
+# writes in each, a burst of requests would wait for seconds.
+WAKE_AT_ONCE = 32
 
 
 class SequenceStream:
@@ -182,8 +185,10 @@ class ReplicaLink:
         async for response in call:
             if response.HasField("welcome"):
                 self.became_ready.set()
-            for message in response.outputs:
+            for number, message in enumerate(response.outputs, 1):
                 self._deliver(message)
+                if number % WAKE_AT_ONCE == 0:
+                    await asyncio.sleep(0)
             self._next_request().ack.sequence = response.sequence
         raise _StreamEnded
 
