@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncGenerator, Sequence
 from dataclasses import dataclass
 from typing import Literal, Protocol
 
@@ -10,6 +10,9 @@ from cluster.policy import ReplicaSnapshot
 from deployments.tenant import LOCAL, Tenant
 from llama31.chat import ChatRequest, CompletionRequest, Event
 from llama31.engine import RankReport
+
+# Whoever takes one closes it: that cancels the work behind it.
+EventStream = AsyncGenerator[Event, None]
 
 ModelState = Literal["loading", "ready", "degraded", "unavailable"]
 
@@ -59,10 +62,10 @@ class Gateway(Protocol):
     Closing an iterator early cancels the work behind it.
     """
 
-    def chat(self, request: ChatRequest, call: Call) -> AsyncIterator[Event]:
+    def chat(self, request: ChatRequest, call: Call) -> EventStream:
         """Answers a dialog."""
 
-    def complete(self, request: CompletionRequest, call: Call) -> AsyncIterator[Event]:
+    def complete(self, request: CompletionRequest, call: Call) -> EventStream:
         """Goes on with a text."""
 
     def models(self) -> tuple[ModelStatus, ...]:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 from collections.abc import AsyncIterator
 from contextlib import aclosing
-from typing import cast
 
 from deployments.call import Call, Gateway
 from deployments.ingress import proto_answers, proto_codec
@@ -47,8 +46,7 @@ class _Prompt:
         self._in_flight.add(item_id)
         try:
             answer = proto_answers.Answer()
-            events = self._gateway.complete(self._item.request(), self._call)
-            async with aclosing(cast("proto_answers.EventStream", events)):
+            async with aclosing(self._gateway.complete(self._item.request(), self._call)) as events:
                 async for event in events:
                     answer.take(event)
         finally:

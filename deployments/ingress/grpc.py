@@ -5,14 +5,14 @@ from __future__ import annotations
 import asyncio
 import errno
 import socket
-from collections.abc import AsyncGenerator, AsyncIterator, Callable
+from collections.abc import Callable
 from contextlib import aclosing
 from dataclasses import dataclass
-from typing import Any, cast
+from typing import Any
 
 import grpc
 
-from deployments.call import Gateway, ModelStatus
+from deployments.call import EventStream, Gateway, ModelStatus
 from deployments.ingress import health, oip, oip_codec, proto_answers, proto_codec, reflection
 from deployments.ingress.complete_many import CompleteMany
 from deployments.ingress.decoding import decoded
@@ -207,23 +207,23 @@ class _Generation:
         await _forward(events, proto_answers.encode_completion_event, rpc)
 
 
-async def _collect(events: AsyncIterator[Event], rpc: Rpc) -> proto_answers.Answer:
+async def _collect(events: EventStream, rpc: Rpc) -> proto_answers.Answer:
     answer = proto_answers.Answer()
-    async with aclosing(cast(AsyncGenerator[Event, None], events)):
+    async with aclosing(events):
         async for event in events:
             answer.take(event)
     await rpc.send_headers(answer.started)
     return answer
 
 
-async def _forward(events: AsyncIterator[Event], encode: Callable[[int, Event], bytes], rpc: Rpc) -> None:
+async def _forward(events: EventStream, encode: Callable[[int, Event], bytes], rpc: Rpc) -> None:
     """Writes event by event, with nothing between reader and writer that could fill up.
 
     Every way out, a cancelled caller and a stalled one included, closes `events`, which frees the engine.
     """
     sequence = 0
     event: Event | None = None
-    async with aclosing(cast(AsyncGenerator[Event, None], events)):
+    async with aclosing(events):
         async for event in events:
             if isinstance(event, Started):
                 await rpc.send_headers(event)

@@ -12,14 +12,14 @@ import errno
 import logging
 import ssl
 import time
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Mapping
+from collections.abc import Awaitable, Callable, Iterator, Mapping
 from dataclasses import dataclass
 from functools import partial
 from urllib.parse import unquote
 
 from aiohttp import web
 
-from deployments.call import Call, Gateway, ModelStatus
+from deployments.call import Call, EventStream, Gateway, ModelStatus
 from deployments.ingress import openai_codec
 from deployments.ingress.decoding import decoded
 from deployments.ingress.http_answers import headers, json_answer
@@ -30,7 +30,6 @@ from deployments.ingress.openai_answers import AnswerStream, Json, Kind, WholeAn
 from deployments.ingress.openai_codec import Wanted
 from deployments.ingress.status_page import CONTENT_SECURITY_POLICY, StatusPage
 from deployments.tenant import Authenticate, Tenant, everybody_is_local
-from llama31.chat import Event
 from llama31.errors import (
     ConfigInvalid,
     Draining,
@@ -213,7 +212,7 @@ class HttpIngress:
             return await self._generate("completion", events, exchange, call, wanted)
 
     async def _generate(
-        self, kind: Kind, events: AsyncIterator[Event], exchange: Exchange, call: Call, wanted: Wanted
+        self, kind: Kind, events: EventStream, exchange: Exchange, call: Call, wanted: Wanted
     ) -> web.StreamResponse:
         def token_bytes(token_id: int) -> bytes:
             return self._gateway.detokenize(wanted.model, (token_id,))

@@ -7,13 +7,12 @@ import contextlib
 import logging
 import re
 import uuid
-from collections.abc import AsyncGenerator, AsyncIterator
+from collections.abc import AsyncGenerator
 from contextlib import aclosing
-from typing import cast
 
 from aiohttp import web
 
-from deployments.call import Call
+from deployments.call import Call, EventStream
 from deployments.ingress.http_answers import (
     REPLICA_HEADER,
     REQUEST_ID_HEADER,
@@ -92,7 +91,7 @@ class Exchange:
             raise InvalidRequest("request", "has a body that is no HTTP/1.1") from None
         return bytes(found)
 
-    async def answer_whole(self, events: AsyncIterator[Event], answer: WholeAnswer, call: Call) -> web.Response:
+    async def answer_whole(self, events: EventStream, answer: WholeAnswer, call: Call) -> web.Response:
         """Collects everything first: an error of any moment is still a status."""
         more: dict[str, str] = {}
         async with _bounded(events, call) as opened:
@@ -105,7 +104,7 @@ class Exchange:
         return response
 
     async def answer_stream(
-        self, events: AsyncIterator[Event], answer: AnswerStream, call: Call, wanted: Wanted
+        self, events: EventStream, answer: AnswerStream, call: Call, wanted: Wanted
     ) -> web.StreamResponse:
         """Writes event by event, with nothing between reader and writer that could fill up.
 
@@ -187,10 +186,10 @@ class Exchange:
 
 
 @contextlib.asynccontextmanager
-async def _bounded(events: AsyncIterator[Event], call: Call) -> AsyncGenerator[AsyncIterator[Event], None]:
+async def _bounded(events: EventStream, call: Call) -> AsyncGenerator[EventStream, None]:
     """The events until the caller's deadline, closed at the end. Raises: DeadlineExceeded."""
     try:
-        async with asyncio.timeout_at(call.deadline_s), aclosing(cast(AsyncGenerator[Event, None], events)) as opened:
+        async with asyncio.timeout_at(call.deadline_s), aclosing(events) as opened:
             yield opened
     except TimeoutError:
         raise DeadlineExceeded("the answer") from None

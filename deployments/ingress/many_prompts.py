@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncGenerator, AsyncIterator, Sequence
+from collections.abc import AsyncGenerator, Sequence
 from contextlib import aclosing
 from dataclasses import replace
-from typing import cast
 
-from deployments.call import Call, Gateway
+from deployments.call import Call, EventStream, Gateway
 from llama31.chat import ChoiceDone, Completed, CompletionRequest, Delta, Event, Started, Usage
 
 
@@ -21,7 +20,7 @@ async def complete_all(
     failure ends all; so does closing.
     """
     if len(requests) == 1:
-        async with _closing(gateway.complete(requests[0], call)) as events:
+        async with aclosing(gateway.complete(requests[0], call)) as events:
             async for event in events:
                 yield event
         return
@@ -45,11 +44,11 @@ async def complete_all(
 
 
 async def _play(
-    index: int, events: AsyncIterator[Event], queue: asyncio.Queue[tuple[int, Event | Exception]], go: asyncio.Event
+    index: int, events: EventStream, queue: asyncio.Queue[tuple[int, Event | Exception]], go: asyncio.Event
 ) -> None:
     try:
-        async with _closing(events) as opened:
-            async for event in opened:
+        async with aclosing(events):
+            async for event in events:
                 await queue.put((index, event))
                 await go.wait()
     except Exception as error:  # told to the one who reads the queue
@@ -94,7 +93,3 @@ def _sum(usages: Sequence[Usage]) -> Usage:
         first_token_s=max(usage.first_token_s for usage in usages),
         total_s=max(usage.total_s for usage in usages),
     )
-
-
-def _closing(events: AsyncIterator[Event]) -> aclosing[AsyncGenerator[Event, None]]:
-    return aclosing(cast(AsyncGenerator[Event, None], events))

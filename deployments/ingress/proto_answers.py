@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncGenerator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 from google.protobuf.duration_pb2 import Duration
@@ -15,8 +15,6 @@ from llama31.v1 import chat_service_pb2 as chat_pb
 from llama31.v1 import common_pb2 as common_pb
 from llama31.v1 import completion_service_pb2 as completion_pb
 from llama31.v1 import model_service_pb2 as model_pb
-
-EventStream = AsyncGenerator[chat.Event, None]
 
 _FINISH = {
     chat.FinishReason.END_OF_TURN: common_pb.FINISH_REASON_END_OF_TURN,
