@@ -16,6 +16,7 @@ from deployments.call import EventStream, Gateway, ModelStatus
 from deployments.ingress import health, oip, oip_codec, proto_answers, proto_codec, reflection
 from deployments.ingress.complete_many import CompleteMany
 from deployments.ingress.decoding import decoded
+from deployments.ingress.granted import find_model, granted_models
 from deployments.ingress.interceptors import Rpc, RpcGuard
 from deployments.tenant import Authenticate, everybody_is_local
 from llama31.chat import Completed, Event, Started
@@ -241,18 +242,14 @@ class _Models:
 
     async def list_models(self, request: bytes, rpc: Rpc) -> bytes:
         page_size, page_token = proto_codec.decode_list_models(request)
-        models = self._granted(rpc)
+        models = granted_models(self._gateway, rpc.call.tenant)
         first = _page_start(models, page_token)
         end = first + min(page_size or _DEFAULT_PAGE_SIZE, _MAX_PAGE_SIZE)
         return proto_answers.encode_list_models(models[first:end], models[end].name if end < len(models) else "")
 
     async def get_model(self, request: bytes, rpc: Rpc) -> bytes:
         name = proto_codec.decode_get_model(request)
-        models = self._granted(rpc)
-        model = next((m for m in models if m.name == name), None)
-        if model is None:
-            raise ModelNotFound(name, tuple(m.name for m in models))
-        return proto_answers.encode_get_model(model)
+        return proto_answers.encode_get_model(find_model(self._gateway, rpc.call.tenant, name))
 
     async def tokenize(self, request: bytes, rpc: Rpc) -> bytes:
         # Megabytes of text take long to encode: not on the loop that writes everybody's tokens.
@@ -267,12 +264,9 @@ class _Models:
         text = await asyncio.to_thread(self._gateway.detokenize, model, ids)
         return proto_answers.encode_detokenize(text)
 
-    def _granted(self, rpc: Rpc) -> tuple[ModelStatus, ...]:
-        return tuple(model for model in self._gateway.models() if rpc.call.tenant.may_use(model.name))
-
     def _check_grant(self, model: str, rpc: Rpc) -> None:
         if not rpc.call.tenant.may_use(model):
-            raise ModelNotFound(model, tuple(m.name for m in self._granted(rpc)))
+            raise ModelNotFound(model, tuple(m.name for m in granted_models(self._gateway, rpc.call.tenant)))
 
 
 def _page_start(models: tuple[ModelStatus, ...], page_token: str) -> int:

@@ -22,6 +22,8 @@ from aiohttp import web
 from deployments.call import Call, EventStream, Gateway, ModelStatus
 from deployments.ingress import openai_codec
 from deployments.ingress.decoding import decoded
+from deployments.ingress.granted import find_model, granted_models
+from deployments.ingress.health import ANSWERING_STATES
 from deployments.ingress.http_answers import headers, json_answer
 from deployments.ingress.http_connection import Connection
 from deployments.ingress.http_exchange import Exchange
@@ -36,14 +38,12 @@ from llama31.errors import (
     InternalError,
     Llama31Error,
     MethodNotAllowed,
-    ModelNotFound,
     NoReadyReplica,
     PathNotFound,
     PortInUse,
 )
 
 _MODEL_PATH = "/v1/models/"
-_ANSWERING_STATES = ("ready", "degraded")
 _LAST_BYTES_S = 0.1
 _LOG = logging.getLogger(__name__)
 
@@ -227,7 +227,7 @@ class HttpIngress:
 
     async def _models(self, request: web.BaseRequest, exchange: Exchange) -> web.StreamResponse:
         tenant = exchange.call(self._authenticate).tenant
-        return _json(model_list(self._granted(tenant), self._began_s), exchange)
+        return _json(model_list(granted_models(self._gateway, tenant), self._began_s), exchange)
 
     async def _model(self, name: str, request: web.BaseRequest, exchange: Exchange) -> web.StreamResponse:
         tenant = exchange.call(self._authenticate).tenant
@@ -250,16 +250,10 @@ class HttpIngress:
             text = await asyncio.to_thread(self._gateway.detokenize, self._find(name, tenant).name, ids)
             return _json({"prompt": text.decode("utf-8", "replace")}, exchange)
 
-    def _granted(self, tenant: Tenant) -> tuple[ModelStatus, ...]:
-        return tuple(model for model in self._gateway.models() if tenant.may_use(model.name))
-
     def _find(self, name: str, tenant: Tenant) -> ModelStatus:
         """The model of this name, or the first one for no name. Raises: ModelNotFound."""
-        granted = self._granted(tenant)
-        model = next((m for m in granted if name in ("", m.name)), None)
-        if model is None:
-            raise ModelNotFound(name, tuple(m.name for m in granted))
-        return model
+        granted = granted_models(self._gateway, tenant)
+        return granted[0] if granted and not name else find_model(self._gateway, tenant, name)
 
     async def _health(self, request: web.BaseRequest, exchange: Exchange) -> web.StreamResponse:
         """The process is alive, also while it drains."""
@@ -270,7 +264,7 @@ class HttpIngress:
         if self._draining:
             raise Draining()
         models = self._gateway.models()
-        if not any(model.state in _ANSWERING_STATES for model in models):
+        if not any(model.state in ANSWERING_STATES for model in models):
             raise NoReadyReplica(models[0].name if models else "", models[0].state if models else "unavailable")
         return _json({"status": "ready"}, exchange)
 

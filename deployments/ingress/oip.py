@@ -10,6 +10,7 @@ from importlib import metadata
 
 from deployments.call import Call, Gateway, ModelStatus
 from deployments.ingress import oip_answers, oip_codec
+from deployments.ingress.granted import granted_models
 from deployments.ingress.health import ANSWERING_STATES
 from deployments.ingress.interceptors import Rpc
 from deployments.ingress.item_stream import Send, answer_items
@@ -53,7 +54,7 @@ class InferenceService:
     async def model_metadata(self, request: bytes, rpc: Rpc) -> bytes:
         """The model's tensors."""
         name, version = oip_codec.decode_model(request, pb.ModelMetadataRequest)
-        return oip_answers.encode_model_metadata(find_model(self._gateway, rpc.call, name, version))
+        return oip_answers.encode_model_metadata(find_version(self._gateway, rpc.call, name, version))
 
     async def infer(self, request: bytes, rpc: Rpc) -> bytes:
         """Every prompt of one request, answered when all are complete."""
@@ -102,7 +103,7 @@ async def _run(
     """Plays one request to its end, deltas sent on the way. Every way out frees the engine."""
     infer = oip_codec.decode_infer(message, is_streamed=is_streamed)
     if message.model_version:
-        find_model(gateway, call, message.model_name, message.model_version)
+        find_version(gateway, call, message.model_name, message.model_version)
     answer = InferAnswer(infer)
     call = _until_timeout(call, infer)
     try:
@@ -130,9 +131,9 @@ async def _send_nothing(message: bytes) -> None:
     """A unary answer has no deltas."""
 
 
-def find_model(gateway: Gateway, call: Call, name: str, version: str) -> ModelStatus:
+def find_version(gateway: Gateway, call: Call, name: str, version: str) -> ModelStatus:
     """The model of this name and version. Raises: ModelNotFound, also for one that was not granted."""
-    granted = [model for model in gateway.models() if call.tenant.may_use(model.name)]
+    granted = granted_models(gateway, call.tenant)
     model = next((m for m in granted if m.name == name), None)
     if model is None or version not in ("", model.revision):
         asked = f"{name}:{version}" if version else name
