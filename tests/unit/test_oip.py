@@ -6,7 +6,7 @@ import asyncio
 import contextlib
 import json
 import struct
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 from typing import Any
 
 import grpc
@@ -85,6 +85,7 @@ class Door:
     def __init__(self, gateway: ScriptedGateway, ingress: GrpcIngress, port: int) -> None:
         self.gateway, self.ingress = gateway, ingress
         self.channel = grpc.aio.insecure_channel(f"127.0.0.1:{port}")
+        self.heard: Callable[[list[pb.ModelStreamInferResponse]], None] = lambda found: None
 
     async def ask(self, method: str, message: Any, kind: Any, **options: Any) -> Any:
         call = self.channel.unary_unary(SERVICE + method)
@@ -96,7 +97,11 @@ class Door:
     async def stream(self, *messages: pb.ModelInferRequest) -> list[pb.ModelStreamInferResponse]:
         call = self.channel.stream_stream(SERVICE + "ModelStreamInfer")
         sent = (message.SerializeToString() for message in messages)
-        return [pb.ModelStreamInferResponse.FromString(data) async for data in call(iter(list(sent)), timeout=5)]
+        found = []
+        async for data in call(iter(list(sent)), timeout=5):
+            found.append(pb.ModelStreamInferResponse.FromString(data))
+            self.heard(found)
+        return found
 
     async def refusal(self, message: pb.ModelInferRequest) -> tuple[grpc.StatusCode, str, str]:
         """Status, reason and blamed field."""
@@ -211,8 +216,13 @@ async def test_requests_of_one_stream_run_side_by_side(door: Door) -> None:
             await first_done.wait()
         async for event in answer(asked):
             yield event
-        first_done.set()
 
+    def heard(found: list[pb.ModelStreamInferResponse]) -> None:
+        if len(found) == 3:
+            first_done.set()
+
+    # The slow one goes on when the client has the whole answer of the fast one.
+    door.heard = heard
     door.gateway.script = script
     slow, fast = request("slow"), request("fast")
     slow.id, fast.id = "slow", "fast"
