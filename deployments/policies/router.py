@@ -2,15 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
-from cluster.policy import ReplicaSnapshot, RequestFeatures, Route
+from cluster.policy import NOTHING_CACHED, ReplicaSnapshot, RequestFeatures, Route
 
 
 class LeastTokens:
     """Least loaded by tokens: KV held, prompts that wait, and what this ingress has just sent."""
 
-    def route(self, request: RequestFeatures, replicas: Sequence[ReplicaSnapshot]) -> Route:
+    def route(
+        self,
+        request: RequestFeatures,
+        replicas: Sequence[ReplicaSnapshot],
+        cached_tokens: Mapping[str, int] = NOTHING_CACHED,
+    ) -> Route:
         """Ties go to the lowest id, so that equal pictures give equal answers."""
         candidates = [r for r in replicas if r.ready and not r.draining]
         if not candidates:
