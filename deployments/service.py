@@ -14,7 +14,8 @@ from typing import TYPE_CHECKING
 
 from cluster.local import LocalCluster, LocalClusterSettings, machine_gpus
 from deployments.check import check_room
-from deployments.config import IngressConfig, ServiceConfig, checkpoint_dir, run_dir
+from deployments.config import ServiceConfig, checkpoint_dir, run_dir
+from deployments.config_sections import IngressConfig
 from deployments.ingress.tls import check_tls_files
 from deployments.tenants_file import load_tenants
 from deployments.weights import prepare_weights

@@ -18,7 +18,8 @@ from typing import Annotated, Literal
 
 from pydantic import AwareDatetime, Field, StringConstraints, ValidationError, model_validator
 
-from deployments.config import Section, fault_lines, read_yaml
+from deployments.config import fault_lines, read_yaml
+from deployments.config_sections import Section
 from deployments.policies.language import LanguageMode
 from deployments.policies.quota import QuotaLimits
 from deployments.tenant import Permission, Tenant

@@ -19,7 +19,7 @@ from opentelemetry import trace
 from opentelemetry.trace import Span, SpanKind, Status, StatusCode
 from opentelemetry.trace.propagation.tracecontext import TraceContextTextMapPropagator
 
-from deployments.config import TracingConfig
+from deployments.config_sections import TracingConfig
 from llama31.chat import FinishReason
 from llama31.engine import EngineOutput
 from llama31.errors import EngineFailed, RequestCancelled

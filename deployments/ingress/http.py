@@ -20,7 +20,7 @@ from urllib.parse import unquote
 from aiohttp import web
 
 from deployments.call import NO_METHOD, Call, CountCall, EventStream, Gateway, ModelStatus, not_counted
-from deployments.config import LOOPBACK
+from deployments.config_sections import LOOPBACK
 from deployments.ingress import openai_codec
 from deployments.ingress.decoding import decoded
 from deployments.ingress.echo import echoed

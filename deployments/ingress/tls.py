@@ -13,7 +13,7 @@ from typing import Any
 import grpc
 from cryptography.x509 import load_pem_x509_certificates
 
-from deployments.config import TlsConfig
+from deployments.config_sections import TlsConfig
 from deployments.metrics import Metrics
 from deployments.watched_files import WatchedFiles
 from llama31.errors import ConfigInvalid

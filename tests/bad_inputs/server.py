@@ -15,7 +15,8 @@ import grpc
 import yaml
 from replica import Replica, process_metrics, running_fleet
 
-from deployments.config import ServiceConfig, TlsConfig, parse_config
+from deployments.config import ServiceConfig, parse_config
+from deployments.config_sections import TlsConfig
 from deployments.gateway import ServiceGateway
 from deployments.ingress.auth import KeyDesk
 from deployments.ingress.grpc import GrpcIngress, IngressSettings

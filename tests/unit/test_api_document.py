@@ -15,7 +15,7 @@ import pytest
 from documented_server import Addresses, documented_server
 
 from deployments import model_checks
-from deployments.config import IngressConfig
+from deployments.config_sections import IngressConfig
 from deployments.ingress import (
     constraints,
     http_connection,

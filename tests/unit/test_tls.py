@@ -19,7 +19,7 @@ from scripted_gateway import MODEL, ScriptedGateway
 
 from deployments.client import Client
 from deployments.client_access import Tls, channel_credentials
-from deployments.config import TlsConfig
+from deployments.config_sections import TlsConfig
 from deployments.ingress.grpc import GrpcIngress, IngressSettings
 from deployments.ingress.http import HttpIngress, HttpSettings
 from deployments.ingress.status_page import StatusPage

@@ -17,7 +17,7 @@ from google.protobuf import json_format
 from opentelemetry.trace import SpanKind
 from replica import MODEL, STEP_S, endless, running_gateway, says
 
-from deployments.config import TracingConfig
+from deployments.config_sections import TracingConfig
 from deployments.ingress.grpc import GrpcIngress, IngressSettings
 from deployments.ingress.http import HttpIngress, HttpSettings
 from deployments.ingress.status_page import StatusPage
