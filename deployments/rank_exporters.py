@@ -37,7 +37,7 @@ def other_machines(node_ids: Iterable[str], own_address: str, topology: Topology
 
 
 def export_nodes(node_ids: Iterable[str], host: str, port: int, directory: Path) -> tuple[ActorHandle[Any], ...]:
-    """Exporters on these nodes, which live as long as their handles."""
+    """Exporters on these nodes, which end with this process; keep the handles, or Ray may end them sooner."""
     return tuple(_export(node_id, host, port, directory) for node_id in node_ids) if port else ()
 
 
