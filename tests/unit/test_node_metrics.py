@@ -25,6 +25,7 @@ from deployments.ingress_metrics import IngressMetrics
 from deployments.metric_table import METRICS
 from deployments.node_exporter import NodeExporter, merge_ray_texts
 from deployments.power import ModelledPower
+from deployments.rank_exporters import other_machines
 from deployments.replica_metrics import ReplicaMetrics
 from deployments.tenant_labels import OTHER, TenantLabels
 from llama31.engine import EngineState, RankReport, RankVitals
@@ -331,6 +332,15 @@ def test_replicas_without_a_process_and_why(phases: list, nodes: list, expected:
     assert {reason: value for reason, value in shown.items() if value} == expected
     assert sample("llama31_gpus", state="free") == sum(n.gpus_free for n in nodes)
     assert sample("llama31_gpus", state="used") == sum(8 - n.gpus_free for n in nodes)
+
+
+def test_which_nodes_need_an_exporter() -> None:
+    """One for each address: raylets of one machine would take the port from each other."""
+    addresses = {"a": "10.0.0.1", "b": "10.0.0.2", "c": "10.0.0.2", "d": "10.0.0.3"}
+    topology = Topology(tuple(NodeSnapshot(name, address, 8, 8, 8, 8) for name, address in addresses.items()))
+    assert other_machines(("a", "a", "b", "b", "c"), "10.0.0.1", topology) == ("b",)
+    assert other_machines(("a", "a"), "10.0.0.1", topology) == ()
+    assert other_machines(("d", "gone"), "10.0.0.1", topology) == ("d",)
 
 
 async def test_an_ingress_follows_its_doors_though_the_cluster_does_not_answer() -> None:
