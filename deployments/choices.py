@@ -37,7 +37,8 @@ _LOG = logging.getLogger("llama31.choices")
 class Job:
     """One admitted request, ready for an engine. Choice i runs `request` with seed + i.
 
-    `trace` is the W3C context that its replicas' spans belong to; empty without tracing.
+    `trace` is the W3C context that its replicas' spans belong to; empty without tracing. `blocks` are the prompt's,
+    as the router knows them.
     """
 
     call: Call
@@ -47,6 +48,7 @@ class Job:
     is_limited_by_context: bool
     warnings: tuple[str, ...] = ()
     trace: Mapping[str, str] = field(default_factory=dict)
+    blocks: Sequence[int] = ()
 
     @property
     def scores_prompt(self) -> bool:

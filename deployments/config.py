@@ -17,6 +17,7 @@ from deployments.config_sections import (
     HardwareConfig,
     IngressConfig,
     LocalClusterConfig,
+    RouterConfig,
     Section,
     TracingConfig,
 )
@@ -42,6 +43,7 @@ class ServiceConfig(Section):
     engine: EngineConfig = EngineConfig()
     hardware: HardwareConfig = HardwareConfig()
     ingress: IngressConfig = IngressConfig()
+    router: RouterConfig = RouterConfig()
     energy: EnergyConfig | None = EnergyConfig()
     local_cluster: LocalClusterConfig | None = None
     tracing: TracingConfig | None = None

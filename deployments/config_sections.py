@@ -45,6 +45,7 @@ class ScriptConfig(Section):
 
     step_s: float = Field(default=0.02, ge=0)
     load_s: float = Field(default=0.0, ge=0)
+    prefix_cache_tokens: int = Field(default=0, ge=0, description="prompts that are found again; 0: none")
 
 
 class EngineConfig(Section):
@@ -182,6 +183,13 @@ class IngressConfig(Section):
     def is_loopback(self) -> bool:
         """Whether only this machine reaches the door."""
         return self.host in LOOPBACK
+
+
+class RouterConfig(Section):
+    """Which replica gets a request (docs/routing.md)."""
+
+    policy: Literal["predicted", "least_tokens"] = "predicted"
+    index_blocks: int = Field(default=1 << 18, ge=1024, description="of 128 tokens, known at once; 350 bytes each")
 
 
 class TracingConfig(Section):

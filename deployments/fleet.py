@@ -11,6 +11,7 @@ from collections.abc import Awaitable, Callable
 from cluster.policy import ReplicaSnapshot
 from deployments.call import ModelState
 from deployments.directory import ReplicaRecord
+from deployments.policies.prefix_index import PrefixIndex
 from deployments.replica_link import ReplicaLink
 
 log = logging.getLogger("llama31.fleet")
@@ -29,7 +30,9 @@ class Fleet:
     A directory that does not answer changes nothing: the links and what they know stay.
     """
 
-    def __init__(self, watch: WatchDirectory, token: str, wanted: int = 1) -> None:
+    def __init__(self, watch: WatchDirectory, token: str, wanted: int = 1, index_blocks: int = 1 << 18) -> None:
+        # Which prompts' beginnings are in whose prefix cache.
+        self.index = PrefixIndex(index_blocks)
         self._watch = watch
         self._token = token
         self._ingress_id = os.urandom(8).hex()
@@ -67,6 +70,10 @@ class Fleet:
     def ready_replicas(self) -> int:
         """How many can take a request now."""
         return sum(link.is_ready and not link.draining for link in self._links.values())
+
+    def indexed_replicas(self) -> int:
+        """How many tell what their prefix caches hold."""
+        return sum(link.tells_blocks for link in self._links.values())
 
     def state(self) -> ModelState:
         """How far the model is, for those who ask for it."""
@@ -128,7 +135,7 @@ class Fleet:
                 if self._closed or record.address is None:
                     return
                 self._epoch += 1
-                link = ReplicaLink(record, self._token, self._ingress_id, self._epoch)
+                link = ReplicaLink(record, self._token, self._ingress_id, self._epoch, self.index)
                 self._links[replica_id] = link
                 watcher = asyncio.create_task(self._announce_ready(link))
                 try:

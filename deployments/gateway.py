@@ -66,7 +66,7 @@ class ServiceGateway:
         self._spec = config.spec
         self._codec = codec
         self._fleet = fleet
-        self._router = Router(config.model, fleet, policy)
+        self._router = Router(config.model, fleet, policy, metrics)
         self._metrics = metrics
         # Observed for every message: looked up once.
         self._ttft = metrics.child("llama31_ttft_seconds", model=config.model)
@@ -243,13 +243,14 @@ class ServiceGateway:
         limit_tokens = wanted or min(default, room)
         visit.reserve(len(prompt) + limit_tokens * options.num_choices)
         stop_ids = () if options.stop.ignore_eos else self._spec.stop_token_ids
-        returns = options.returns
+        returns, salt = options.returns, self._tenancy.cache_salt(call.tenant)
         return Job(
             call=call,
             options=options,
             arrived_s=arrived_s,
             is_limited_by_context=wanted is None and room <= default,
             warnings=warnings,
+            blocks=await self._router.blocks_of(prompt, salt),
             request=EngineRequest(
                 request_id=f"{call.request_id}-{secrets.token_hex(8)}",
                 prompt_token_ids=tuple(prompt),
@@ -262,7 +263,7 @@ class ServiceGateway:
                 ),
                 top_logprobs=returns.top_logprobs if returns.logprobs else None,
                 priority=call.tenant.priority_of(options).value,
-                cache_salt=self._tenancy.cache_salt(call.tenant),
+                cache_salt=salt,
                 constraint=constraint,
                 prompt_top_logprobs=returns.prompt_top_logprobs,
             ),

@@ -13,6 +13,7 @@ from deployments.call import CountCall
 from deployments.config import ServiceConfig
 from deployments.directory import ReplicaRecord
 from deployments.metrics import Metrics
+from deployments.policies.prefix_index import PrefixIndex
 from deployments.replica_metrics import rank_labels
 from llama31.engine import RankReport
 
@@ -51,8 +52,15 @@ class Replicas(Protocol):
     def wanted(self) -> int:
         """How many there should be."""
 
+    @property
+    def index(self) -> PrefixIndex:
+        """What is known of their prefix caches."""
+
     def records(self) -> Sequence[ReplicaRecord]:
         """Those that announced themselves."""
+
+    def indexed_replicas(self) -> int:
+        """How many the index follows."""
 
 
 class IngressMetrics:
@@ -93,11 +101,13 @@ class IngressMetrics:
             tasks.create_task(self._follow_cluster())
 
     def count_doors(self) -> None:
-        """What went out since the last look, and whether new requests come in."""
+        """What went out since the last look, what the index knows, and whether new requests come in."""
         for name, door in self._doors.items():
             sent_bytes = door.sent_bytes
             self._metrics.add("llama31_sent_bytes_total", sent_bytes - self._sent_bytes[name], door=name)
             self._sent_bytes[name] = sent_bytes
+        self._metrics.set("llama31_index_blocks", self._fleet.index.blocks, ingress=self._ingress_id)
+        self._metrics.set("llama31_indexed_replicas", self._fleet.indexed_replicas(), ingress=self._ingress_id)
         is_draining = any(door.is_draining for door in self._doors.values())
         self._metrics.set("llama31_ingress_draining", is_draining, ingress=self._ingress_id)
 

@@ -28,7 +28,7 @@ from deployments.ingress.tls import ServerTls
 from deployments.ingress_metrics import Door, IngressMetrics, call_counter
 from deployments.metrics import Metrics
 from deployments.node_exporter import NodeExporter, forget_dead
-from deployments.policies.router import LeastTokens
+from deployments.policies.router import LeastTokens, PredictedTtft
 from deployments.request_log import open_request_log
 from deployments.tenancy import Tenancy
 from deployments.tenant import everybody_is_local
@@ -62,7 +62,8 @@ class IngressServer:
         forget_dead(directory)
         self._directory = open_directory()
         token = await self._directory.token.remote()
-        self._fleet = Fleet(lambda seen: self._directory.watch.remote(seen), token, config.replicas)
+        index_blocks = config.router.index_blocks
+        self._fleet = Fleet(lambda seen: self._directory.watch.remote(seen), token, config.replicas, index_blocks)
         self._fleet.start()
         await asyncio.to_thread(prepare_weights, config, lambda line: None)
         codec = await asyncio.to_thread(load_codec, config.spec.codec, checkpoint_dir(config))
@@ -74,7 +75,8 @@ class IngressServer:
             show_tenant_names=ingress.show_tenant_names,
         )
         self._tracing = open_tracing(config.tracing, "llama31-ingress")
-        gateway = ServiceGateway(config, codec, self._fleet, LeastTokens(), metrics, tenancy, self._tracing)
+        policy = PredictedTtft() if config.router.policy == "predicted" else LeastTokens()
+        gateway = ServiceGateway(config, codec, self._fleet, policy, metrics, tenancy, self._tracing)
         desk = KeyDesk(ingress.auth.tenants_file, metrics) if ingress.auth else None
         await self._open_doors(config, gateway, desk, metrics, dashboard_url)
         urls = await asyncio.to_thread(node_metrics_urls)

@@ -6,20 +6,24 @@ import asyncio
 import logging
 import time
 from collections import deque
-from collections.abc import AsyncIterator, Mapping
-from dataclasses import replace
+from collections.abc import AsyncIterator, Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
 from typing import Literal
 
 import grpc
 
-from cluster.policy import ReplicaSnapshot
+from cluster.policy import ReplicaSnapshot, StepSpeed
+from deployments.block_feed import BlockNews
 from deployments.directory import ReplicaRecord, WorkerAddress
 from deployments.policies.charging import Charge
-from deployments.worker_codec import MAX_MESSAGE_BYTES, decode_output, decode_state, encode_submit
+from deployments.policies.prefix_index import PrefixIndex
+from deployments.worker_codec import MAX_MESSAGE_BYTES, decode_output, encode_submit
 from deployments.worker_server import AUTHORIZATION, PROTOCOL, machine_boot_id
+from deployments.worker_state import decode_blocks, decode_speed, decode_state
 from llama31.chat import ResourceUse, TokenColumns
 from llama31.engine import EngineOutput, EngineRequest, EngineState
 from llama31.errors import StreamInterrupted
+from llama31.prefix_blocks import ROUTING_BLOCK_TOKENS
 from llama31.worker.v1 import worker_service_pb2 as pb
 from llama31.worker.v1 import worker_service_pb2_grpc as pb_grpc
 
@@ -38,12 +42,32 @@ MAX_REST_S = 0.010
 Loss = Literal["connection_lost", "closed", "silent", "gap", "engine_failed"]
 
 
+@dataclass(frozen=True, slots=True)
+class Forecast:
+    """What is thought of a sequence when it is sent: the blocks of its prompt, of which the replica's cache has
+    `cached_tokens`. `on_first_token` is called when that comes.
+    """
+
+    blocks: Sequence[int] = ()
+    cached_tokens: int = 0
+    on_first_token: Callable[[], None] = lambda: None
+
+
+_NO_FORECAST = Forecast()
+
+
 class SequenceStream:
     """The outputs of one sequence; what arrives while nobody reads is merged, never queued up."""
 
-    def __init__(self, request: EngineRequest, attempt: int, link: ReplicaLink) -> None:
+    def __init__(
+        self, request: EngineRequest, attempt: int, link: ReplicaLink, forecast: Forecast = _NO_FORECAST
+    ) -> None:
         self.request = request
         self.attempt = attempt
+        self.forecast = forecast
+        # Of its prompt, until its first token has come; the last one is always computed.
+        self.prefill_tokens = max(1, len(request.prompt_token_ids) - forecast.cached_tokens)
+        self.index_ticket = 0
         self.received_tokens = 0
         self._link = link
         self._waiting: EngineOutput | None = None
@@ -114,10 +138,15 @@ class SequenceStream:
 class ReplicaLink:
     """Connect and Watch to one replica. Lives until the replica goes away, then is thrown away."""
 
-    def __init__(self, record: ReplicaRecord, token: str, ingress_id: str, epoch: int) -> None:
+    def __init__(self, record: ReplicaRecord, token: str, ingress_id: str, epoch: int, index: PrefixIndex) -> None:
         assert record.address is not None
         self.record = record
         self.state = EngineState()
+        self.speed: StepSpeed | None = None
+        # Whether the index follows what its prefix cache holds.
+        self.tells_blocks = False
+        self._index = index
+        self._reported_s = time.monotonic()
         self.price = Charge()
         self.became_ready = asyncio.Event()
         self.draining = False
@@ -131,6 +160,7 @@ class ReplicaLink:
         self._streams: dict[str, SequenceStream] = {}
         # Of all streams: every submit asks for it, so a sum each time would cost the square of a burst.
         self._outstanding_tokens = 0
+        self._prefill_tokens = 0
 
     @property
     def is_ready(self) -> bool:
@@ -149,13 +179,21 @@ class ReplicaLink:
             kv_tokens_used=self.state.kv_tokens_used,
             kv_tokens_total=self.state.kv_tokens_total,
             outstanding_tokens=self._outstanding_tokens,
+            prefill_tokens=max(self.state.prefill_tokens, self._prefill_tokens),
+            age_s=time.monotonic() - self._reported_s,
+            speed=self.speed,
         )
 
     def submit(
-        self, request: EngineRequest, attempt: int, deadline_in_ms: int, trace: Mapping[str, str] | None = None
+        self,
+        request: EngineRequest,
+        attempt: int,
+        deadline_in_ms: int,
+        trace: Mapping[str, str] | None = None,
+        forecast: Forecast = _NO_FORECAST,
     ) -> SequenceStream:
         """Gives a sequence to the replica; `trace` is the W3C context that its span belongs to."""
-        stream = SequenceStream(request, attempt, self)
+        stream = SequenceStream(request, attempt, self, forecast)
         if not self.alive:
             stream.lose("closed")
             return stream
@@ -165,6 +203,9 @@ class ReplicaLink:
         message.trace.update(trace or {})
         self._streams[request.request_id] = stream
         self._outstanding_tokens += _most_tokens(request)
+        self._prefill_tokens += stream.prefill_tokens
+        if self.tells_blocks:
+            stream.index_ticket = self._index.expect(self.record.replica_id, forecast.blocks)
         self._next_request(message.ByteSize()).submits.append(message)
         return stream
 
@@ -198,7 +239,10 @@ class ReplicaLink:
 
     def _die(self, loss: Loss, cause: str) -> None:
         self.alive = False
-        streams, self._streams, self._outstanding_tokens = self._streams, {}, 0
+        streams, self._streams = self._streams, {}
+        self._outstanding_tokens = self._prefill_tokens = 0
+        self.tells_blocks = False
+        self._index.forget(self.record.replica_id)
         for stream in streams.values():
             stream.lose(loss)
         log.warning("replica %s: %s, %d open sequences", self.record.replica_id, cause, len(streams))
@@ -207,7 +251,16 @@ class ReplicaLink:
         stream = self._streams.pop(request_id, None)
         if stream is not None:
             self._outstanding_tokens -= _most_tokens(stream.request)
+            self._settle(stream)
         return stream
+
+    def _settle(self, stream: SequenceStream) -> None:
+        """Its prompt is computed, or never will be."""
+        self._prefill_tokens -= stream.prefill_tokens
+        stream.prefill_tokens = 0
+        if stream.index_ticket:
+            self._index.settle(stream.index_ticket)
+            stream.index_ticket = 0
 
     async def _send_commands(self) -> AsyncIterator[pb.ConnectRequest]:
         yield pb.ConnectRequest(hello=pb.Hello(ingress_id=self._ingress_id, epoch=self._epoch, protocol=PROTOCOL))
@@ -229,6 +282,7 @@ class ReplicaLink:
         call = stub.Connect(self._send_commands(), metadata=self._metadata)
         async for response in call:
             if response.HasField("welcome"):
+                self.tells_blocks = response.welcome.prefix_block_tokens == ROUTING_BLOCK_TOKENS
                 self.became_ready.set()
             self.price = Charge(response.price_accelerator_seconds, response.price_joules)
             began_s = time.monotonic()
@@ -244,15 +298,33 @@ class ReplicaLink:
         raise _StreamEnded
 
     async def _read_state(self, stub: pb_grpc.WorkerServiceStub) -> None:
-        call = stub.Watch(pb.WatchRequest(ingress_id=self._ingress_id), metadata=self._metadata)
-        updates = aiter(call)
         while True:
-            async with asyncio.timeout(SILENCE_S):
-                message = await anext(updates, None)
-            if message is None:
-                raise _StreamEnded
-            self.state = decode_state(message)
-            self.draining = message.draining
+            call = stub.Watch(pb.WatchRequest(ingress_id=self._ingress_id), metadata=self._metadata)
+            updates, heard, missed = aiter(call), 0, False
+            while not missed:
+                async with asyncio.timeout(SILENCE_S):
+                    message = await anext(updates, None)
+                if message is None:
+                    raise _StreamEnded
+                self.state, self.speed = decode_state(message), decode_speed(message)
+                self.draining = message.draining
+                self._reported_s = time.monotonic()
+                if message.block_event_sequence:
+                    heard += 1
+                    missed = message.block_event_sequence != heard
+                    self._hear_blocks(decode_blocks(message))
+                self._index.reported(self.record.replica_id)
+            # A new stream begins with a snapshot.
+            log.warning("replica %s: news of its blocks are missing", self.record.replica_id)
+            call.cancel()
+
+    def _hear_blocks(self, news: BlockNews) -> None:
+        replica_id = self.record.replica_id
+        if news.is_snapshot:
+            self._index.snapshot(replica_id, news.changes.stored)
+        else:
+            self._index.drop(replica_id, news.changes.dropped)
+            self._index.store(replica_id, news.changes.stored)
 
     def _deliver(self, message: pb.Output) -> None:
         stream = self._streams.get(message.request_id)
@@ -261,6 +333,9 @@ class ReplicaLink:
         output = decode_output(message)
         if output.is_last:
             self._forget(message.request_id)
+        elif stream.prefill_tokens:
+            self._settle(stream)
+            stream.forecast.on_first_token()
         stream.put(message.first_token, output)
 
 

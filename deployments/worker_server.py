@@ -12,13 +12,17 @@ from typing import Any
 
 import grpc
 
+from cluster.policy import StepSpeed
+from deployments.block_feed import BlockFeed
 from deployments.directory import ReplicaRecord, WorkerAddress
 from deployments.policies.charging import Charge
 from deployments.tracing import SequenceSpan, Tracing
-from deployments.worker_codec import decode_submit, encode_output, encode_state, merge_outputs, split_outputs
+from deployments.worker_codec import decode_submit, encode_output, merge_outputs, split_outputs
+from deployments.worker_state import encode_state
 from llama31.chat import TokenColumns
 from llama31.engine import Engine, EngineOutput
 from llama31.errors import EngineFailed, Llama31Error
+from llama31.prefix_blocks import ROUTING_BLOCK_TOKENS
 from llama31.worker.v1 import worker_service_pb2 as pb
 from llama31.worker.v1 import worker_service_pb2_grpc as pb_grpc
 
@@ -115,7 +119,11 @@ class WorkerServer(pb_grpc.WorkerServiceServicer):
         on_failure: Callable[[Exception], None],
         price: Callable[[], Charge] = Charge,
         tracing: Tracing | None = None,
+        speed: Callable[[], StepSpeed | None] = lambda: None,
     ) -> None:
+        self._feed = BlockFeed(engine.blocks())
+        self._tells_blocks = engine.blocks() is not None
+        self._speed = speed
         self._engine = engine
         self._price = price
         self._record = record
@@ -180,10 +188,10 @@ class WorkerServer(pb_grpc.WorkerServiceServicer):
     ) -> AsyncIterator[pb.WatchResponse]:
         """State now and every heartbeat, sooner when it matters."""
         sequence = 0
-        while True:
-            sequence += 1
-            ready = not self._draining
-            yield encode_state(self._engine.state(), sequence, ready=ready, draining=self._draining)
+        for told in self._feed.watch():
+            for news in told:
+                sequence += 1
+                yield encode_state(self._engine.state(), sequence, self._draining, self._speed(), news)
             self._state_changed.clear()
             with contextlib.suppress(TimeoutError):
                 async with asyncio.timeout(HEARTBEAT_S):
@@ -195,6 +203,7 @@ class WorkerServer(pb_grpc.WorkerServiceServicer):
             replica_id=record.replica_id,
             incarnation=record.incarnation,
             model=record.model,
+            prefix_block_tokens=ROUTING_BLOCK_TOKENS if self._tells_blocks else 0,
             heartbeat_ms=round(HEARTBEAT_S * 1000),
         )
 

@@ -11,6 +11,7 @@ from dataclasses import dataclass, field
 from types import MappingProxyType
 from typing import Protocol
 
+from llama31.block_table import BlockTable
 from llama31.chat import Constraint, FinishReason, ResourceUse, TokenColumns
 
 
@@ -113,7 +114,8 @@ class EngineState:
     """The engine's own counters. `steps_total` counts scheduler steps since the start.
 
     Of `prefix_query_tokens_total` prompt tokens, `cached_prompt_tokens_total` were in the prefix cache;
-    `computed_prompt_tokens_total` went through the model.
+    `computed_prompt_tokens_total` went through the model. `prefill_tokens` of prompts are neither computed yet nor,
+    as far as is known, in the prefix cache: those that wait, and what is left of those in work.
     """
 
     running: int = 0
@@ -127,6 +129,17 @@ class EngineState:
     cached_prompt_tokens_total: int = 0
     prefix_query_tokens_total: int = 0
     computed_prompt_tokens_total: int = 0
+    prefill_tokens: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class MeasuredStep:
+    """One step that followed another without a pause: what it computed, and how long after that one it ended."""
+
+    seconds: float
+    prefill_tokens: int
+    running: int
+    context_tokens: int
 
 
 class Engine(Protocol):
@@ -146,6 +159,12 @@ class Engine(Protocol):
 
     def state(self) -> EngineState:
         """The engine's counters now; never blocks."""
+
+    def blocks(self) -> BlockTable | None:
+        """What its prefix cache holds; None before `start` and for engines that do not tell."""
+
+    def take_steps(self) -> tuple[MeasuredStep, ...]:
+        """The latest steps since the last call, oldest first; none from engines that do not measure."""
 
     def ranks(self) -> tuple[RankReport, ...]:
         """Where every rank runs; empty before `start` and for engines without ranks."""
