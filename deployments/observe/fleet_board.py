@@ -98,6 +98,22 @@ FLEET = Board(
                     "s",
                     quantiles("llama31_queue_wait_seconds"),
                 ),
+                Panel(
+                    "Routing",
+                    "Sequences by why their replica was chosen; docs/metrics.md explains each reason.",
+                    "reqps",
+                    (Query(rate("llama31_routes_total", "reason"), "{{reason}}"),),
+                    "areas",
+                ),
+                Panel(
+                    "First token, real to predicted",
+                    "Median and p95 of the time to the first token divided by the router's prediction.",
+                    "short",
+                    (
+                        Query(quantile(0.5, "llama31_ttft_real_to_predicted"), "median"),
+                        Query(quantile(0.95, "llama31_ttft_real_to_predicted"), "p95"),
+                    ),
+                ),
             ),
         ),
         Row(

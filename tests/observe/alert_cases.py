@@ -16,6 +16,7 @@ from tests.observe.situations import (
     of_model,
     of_replica,
     requests,
+    routes,
     waits,
     wanted,
 )
@@ -234,5 +235,9 @@ CASES: tuple[Case, ...] = (
         },
         "15m",
     ),
+    Case("Llama31RouterWithoutIndex", "nobody tells", routes("0+10x60", "0+90x60"), "50m", (OF_MODEL | TICKET,)),
+    Case("Llama31RouterWithoutIndex", "one ingress of four is new", routes("0+75x60", "0+25x60"), "50m"),
+    Case("Llama31RouterWithoutIndex", "a deploy", routes("0x5 0+100x55", "0+90x5 450x55"), "50m"),
+    Case("Llama31RouterWithoutIndex", "nothing is cached", routes("0+10x60", "0+90x60", looked_up="0x60"), "50m"),
     *MACHINE_CASES,
 )

@@ -51,6 +51,14 @@ def first_tokens(every: str, in_time: str) -> Series:
     }
 
 
+def routes(known: str, blind: str, looked_up: str = "0+9000x60") -> Series:
+    return {
+        of_model("llama31_routes_total", reason="prefix"): known,
+        of_model("llama31_routes_total", reason="no_index"): blind,
+        of_replica("llama31_replica_prefix_query_tokens_total"): looked_up,
+    }
+
+
 def waits(short: str, long: str) -> Series:
     return {
         of_model("llama31_queue_wait_seconds_bucket", le="0.01"): short,

@@ -10,9 +10,10 @@ from deployments.observe.alerts.doors import DOORS
 from deployments.observe.alerts.ranks import RANKS
 from deployments.observe.alerts.replicas import REPLICAS
 from deployments.observe.alerts.requests import REQUESTS
+from deployments.observe.alerts.routing import ROUTING
 from deployments.observe.alerts.weights import WEIGHTS
 from deployments.observe.objectives import OBJECTIVES
 from deployments.observe.rule import Alert, Group
 
-GROUPS: tuple[Group, ...] = (OBJECTIVES, REQUESTS, CONTROL, REPLICAS, RANKS, DOORS, WEIGHTS)
+GROUPS: tuple[Group, ...] = (OBJECTIVES, REQUESTS, ROUTING, CONTROL, REPLICAS, RANKS, DOORS, WEIGHTS)
 ALERTS: tuple[Alert, ...] = tuple(alert for group in GROUPS for alert in group.alerts)
