@@ -29,6 +29,7 @@ class MeteredEngine:
         self._observe_step_s = observe_step_s
         self._power: PowerMeter | None = None
         self._fit = StepFit(max_step_tokens)
+        self._speed: StepSpeed | None = None
         self._cost = SharedCost()
         # Prompt tokens of sequences that have no output yet.
         self._waiting: dict[str, int] = {}
@@ -47,8 +48,10 @@ class MeteredEngine:
 
     def speed(self) -> StepSpeed | None:
         """How long its steps take; None until enough are measured."""
-        self._fit.add(self._engine.take_steps())
-        return self._fit.speed()
+        if steps := self._engine.take_steps():
+            self._fit.add(steps)
+            self._speed = self._fit.speed()
+        return self._speed
 
     def busy_s(self) -> float:
         """Time in which there was work, since the start."""

@@ -31,6 +31,7 @@ class Router:
         self._policy = policy
         self._metrics = metrics
         self._real_to_predicted = metrics.child("llama31_ttft_real_to_predicted", model=model)
+        self._cached_tokens_total = metrics.child("llama31_route_cached_tokens_total", model=model)
 
     async def blocks_of(self, token_ids: Sequence[int], salt: str) -> tuple[int, ...]:
         """The names of a prompt's blocks; none where nobody would look for them."""
@@ -67,8 +68,7 @@ class Router:
         is_short = route.reason == "no_index" and not features.block_hashes and self._fleet.indexed_replicas() > 0
         reason = "short_prompt" if is_short else route.reason
         self._metrics.add("llama31_routes_total", model=self._model, reason=reason)
-        if route.cached_tokens:
-            self._metrics.add("llama31_route_cached_tokens_total", route.cached_tokens, model=self._model)
+        self._cached_tokens_total.inc(route.cached_tokens)
 
     def _compare(self, predicted_s: float | None, submitted_s: float) -> None:
         """The first token is there."""

@@ -11,6 +11,7 @@ from dataclasses import dataclass, field
 
 from llama31.prefix_blocks import (
     ROUTING_BLOCK_TOKENS,
+    TOKEN_BYTES,
     BlockChanges,
     block_hashes,
     hash_name,
@@ -71,11 +72,12 @@ class BlockTable:
         size = self._engine_block_tokens
         if len(token_ids) != len(keys) * size:
             return
+        ids, block_bytes = id_bytes(token_ids), size * TOKEN_BYTES
         for index, key in enumerate(keys):
             known = self._engine.get(key)
             if known is not None:
                 known.copies += 1
-            elif not self._add(key, parent, id_bytes(token_ids[index * size : (index + 1) * size]), salt):
+            elif not self._add(key, parent, ids[index * block_bytes : (index + 1) * block_bytes], salt):
                 return
             parent = key
 

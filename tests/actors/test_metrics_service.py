@@ -82,6 +82,7 @@ def service(ray_cluster: LocalCluster, tmp_path_factory: pytest.TempPathFactory)
         "ingress.auth": {"tenants_file": str(tenants)},
         "ingress.tls": {"cert_file": str(directory / "cert.pem"), "key_file": str(directory / "key.pem")},
         "ingress.language": {"mode": "warn"},
+        "router.policy": "least_tokens",
         "energy": {"idle_watts": IDLE_WATTS, "peak_watts": PEAK_WATTS},
     }
     with served(overrides) as (_, address):
@@ -154,6 +155,10 @@ def test_a_replica_that_is_gone_leaves_no_series(scraped: str) -> None:
 def test_no_text_of_a_request_and_no_tenant_is_shown(scraped: str) -> None:
     assert "fox" not in scraped
     assert "acme" not in scraped
+
+
+def test_requests_are_routed_as_configured(scraped: str) -> None:
+    assert set(re.findall(r'llama31_routes_total\{.*reason="(\w+)".*\}', scraped)) == {"least_tokens"}
 
 
 def test_promtool_finds_no_fault_with_our_series(scraped: str) -> None:

@@ -50,6 +50,8 @@ def address(ray_cluster: LocalCluster, standin_checkpoint: Path, tenants_file: P
     overrides = {
         "plan": "tp1",
         "replicas": 2,
+        # Room for all prompts: nothing is dropped here.
+        "engine.kv_cache_bytes": 1 << 30,
         "ingress.metrics_port": METRICS_PORT,
         "ingress.auth": {"tenants_file": str(tenants_file)},
     }
