@@ -172,6 +172,7 @@ class QueuedRequest:
     """One request that waits to be admitted. `expected_output_tokens` is a forecast, at most the limit.
 
     `deadline_in_s` and `waited_s` are relative to the picture; no deadline is infinity. Priority 0 is the highest.
+    Each of its `sequences` (the choices of one prompt) needs the same room.
     """
 
     request_id: str
@@ -181,13 +182,20 @@ class QueuedRequest:
     expected_output_tokens: int
     waited_s: float = 0.0
     deadline_in_s: float = math.inf
+    sequences: int = 1
+
+    @property
+    def kv_tokens(self) -> int:
+        """What it will hold at its end, by the forecast."""
+        return self.sequences * (self.prompt_tokens + self.expected_output_tokens)
 
 
 @dataclass(frozen=True, slots=True)
 class TenantQueue:
-    """One tenant's requests that wait, first come first within a priority: the heads alone are looked at.
+    """One tenant's requests that wait, first come first within a priority: the heads alone may enter.
 
-    `served_tokens` is the tenant's virtual counter: weighted tokens of work it was given.
+    `served_tokens` is the tenant's virtual counter: weighted tokens of work it was given. `tail` is the newest of its
+    lowest priority, the first to go if the queue is too long; `waiting_tokens` is the room that all of them need.
     """
 
     tenant: str
@@ -195,6 +203,8 @@ class TenantQueue:
     served_tokens: float
     heads: tuple[QueuedRequest, ...]
     waiting: int
+    tail: QueuedRequest | None = None
+    waiting_tokens: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -213,6 +223,14 @@ class AdmissionSnapshot:
     speed: StepSpeed | None
     starting_in_s: float
     tenants: tuple[TenantQueue, ...]
+    running: int = 0
+    sequences_free: float = math.inf
+    prefill_tokens_free: float = math.inf
+    kv_tokens_replica: int = 0
+    replica_running: float = 0.0
+    replica_context_tokens: float = 0.0
+    freed_tokens_per_s: float = 0.0
+    passed_tokens: tuple[float, ...] = (0.0, 0.0, 0.0)
 
 
 @dataclass(frozen=True, slots=True)
@@ -226,7 +244,7 @@ class Admitted:
 
 @dataclass(frozen=True, slots=True)
 class Refused:
-    """This request never enters."""
+    """This request never enters; `retry_after_s` is infinite where another attempt would not either."""
 
     request_id: str
     tenant: str
