@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import asyncio
 import secrets
-from collections.abc import AsyncGenerator, Iterator, Sequence
+from collections.abc import AsyncGenerator, Callable, Iterator, Sequence
 from contextlib import ExitStack, aclosing, contextmanager
 from dataclasses import replace
+from functools import partial
 
 from cluster.policy import RouterPolicy
+from deployments.admission import Admission, Ticket
 from deployments.answer import Answer
 from deployments.call import Call, ModelStatus, ReplicaStatus
 from deployments.choices import ChoiceRun, Job, interleaved, total_usage, used_tokens
@@ -18,8 +20,10 @@ from deployments.fleet import Fleet
 from deployments.in_flight import InFlight
 from deployments.metrics import Metrics
 from deployments.model_checks import check_ids, check_options, constraint_of, resolve_sampling
+from deployments.policies.admission import FairAdmission
 from deployments.replica_link import Loss
 from deployments.request_log import log_labelled
+from deployments.room import EngineBounds, Room
 from deployments.router import Router
 from deployments.tenancy import Tenancy, Visit
 from deployments.tenant import LOCAL, Tenant
@@ -61,7 +65,9 @@ class ServiceGateway:
         metrics: Metrics,
         tenancy: Tenancy | None = None,
         tracing: Tracing | None = None,
+        share: Callable[[], float] = lambda: 1.0,
     ) -> None:
+        """`share` is what this ingress holds of the fleet's room."""
         self._config = config
         self._spec = config.spec
         self._codec = codec
@@ -77,6 +83,8 @@ class ServiceGateway:
         self._tracing = tracing
         self._constraints = ConstraintCheck()
         self._in_flight = InFlight(config.ingress.max_requests)
+        room = Room(fleet, EngineBounds(config.engine.max_running, config.engine.max_batched_tokens), share)
+        self.admission = Admission(config.model, room, metrics, FairAdmission(config.ingress.hold_s))
 
     def chat(self, request: ChatRequest, call: Call) -> AsyncGenerator[Event, None]:
         """Answers a dialog."""
@@ -169,17 +177,18 @@ class ServiceGateway:
         span: AnswerSpan | None = None
         visit: Visit | None = None
         job: Job | None = None
+        ticket: Ticket | None = None
         answers: list[Answer] = []
         try:
             if self._tracing is not None:
                 span = self._tracing.answer(method, self._config.model)
             call.tenant.check_options(request.options)
             visit = call.visit or self._tenancy.enter(call.tenant)
-            job = await self._admit(request, call, visit)
-            if span is not None:
-                job = span.admitted(job)
+            prepared = await self._prepare(request, call, visit)
+            ticket = await self.admission.enter(prepared)
+            job = prepared if span is None else span.admitted(prepared)
             answers = [self._answer(request, job, index) for index in range(job.options.num_choices)]
-            async with aclosing(self._generate(job, answers)) as events:
+            async with aclosing(self._generate(job, answers, ticket)) as events:
                 async for event in events:
                     yield event
             outcome = answers[0].finish_reason.name
@@ -192,6 +201,8 @@ class ServiceGateway:
         finally:
             outcome = outcome or call.closing.reason
             tokens = used_tokens(job, answers, outcome)
+            if ticket is not None:
+                ticket.leave(sum(answer.output_tokens for answer in answers))
             if visit is not None:
                 visit.leave(tokens)
             log_labelled(request, call, outcome, tokens)
@@ -222,7 +233,7 @@ class ServiceGateway:
         limited = job.is_limited_by_context
         return Answer(self._codec, job.options, self._spec.stop_token_ids, limited, choice, parser)
 
-    async def _admit(self, request: ChatRequest | CompletionRequest, call: Call, visit: Visit) -> Job:
+    async def _prepare(self, request: ChatRequest | CompletionRequest, call: Call, visit: Visit) -> Job:
         """Encodes the prompt, resolves every default and charges the tenant.
 
         Raises: ContextTooLong, InvalidRequest, LanguageRefused, Overloaded, QuotaExceeded.
@@ -283,12 +294,13 @@ class ServiceGateway:
             return self._codec.prompt.encode_dialog(*parts)
         return await asyncio.to_thread(self._codec.prompt.encode_dialog, *parts)
 
-    async def _generate(self, job: Job, answers: list[Answer]) -> AsyncGenerator[Event, None]:
+    async def _generate(self, job: Job, answers: list[Answer], ticket: Ticket) -> AsyncGenerator[Event, None]:
         """Streams every choice from its replica."""
         runs: list[ChoiceRun] = []
+        observe = partial(self._observe, ticket)
         try:
             for index, answer in enumerate(answers):
-                runs.append(ChoiceRun(job, index, answer, self._router.submit, self._observe, self._count_loss))
+                runs.append(ChoiceRun(job, index, answer, self._router.submit, observe, self._count_loss))
             # The usual single choice saves a layer that every token would pass.
             async with aclosing(runs[0].events() if len(runs) == 1 else interleaved(runs)) as events:
                 held = await _until_scored(events, runs[0]) if job.scores_prompt else ()
@@ -307,12 +319,13 @@ class ServiceGateway:
         self._metrics.add("llama31_output_tokens_total", usage.output_tokens, model=self._config.model)
         yield Completed(usage)
 
-    def _observe(self, answer: Answer, output: EngineOutput, arrived_s: float) -> None:
+    def _observe(self, ticket: Ticket, answer: Answer, output: EngineOutput, arrived_s: float) -> None:
         if not output.tokens.ids:
             return
         now_s = _now_s()
         if answer.last_token_s is None:
             answer.first_token_s = now_s
+            ticket.begin()
             self._ttft.observe(now_s - arrived_s)
             self._queue_wait.observe(max(0.0, now_s - arrived_s - output.prefill_s))
         else:

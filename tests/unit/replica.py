@@ -146,11 +146,11 @@ async def running_gateway(
 
 
 def gateway_config(
-    replicas: int = 1, max_output_tokens: int = 64, max_requests: int = 100, **engine: Any
+    replicas: int = 1, max_output_tokens: int = 64, max_requests: int = 100, hold_s: float = 30.0, **engine: Any
 ) -> ServiceConfig:
     """A small context, so that tests can fill it."""
     section = {"kind": "scripted", "device": "cpu", "kv_cache_bytes": 1 << 20, "max_model_tokens": 512, **engine}
-    ingress = {"max_output_tokens": max_output_tokens, "max_requests": max_requests}
+    ingress = {"max_output_tokens": max_output_tokens, "max_requests": max_requests, "hold_s": hold_s}
     return parse_config({"model": MODEL, "replicas": max(1, replicas), "engine": section, "ingress": ingress}, "test")
 
 

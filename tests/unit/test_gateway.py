@@ -417,7 +417,7 @@ async def test_a_token_that_is_held_back_counts_as_work_begun(chatml_tokenizer: 
 
 
 async def test_no_replica(chatml_tokenizer: HuggingFaceTokenizer) -> None:
-    async with running_gateway(chatml_tokenizer) as system:
+    async with running_gateway(chatml_tokenizer, hold_s=0.0) as system:
         with pytest.raises(NoReadyReplica) as caught:
             await complete(system)
         assert caught.value.args == (MODEL, "unavailable")
@@ -637,7 +637,7 @@ class BrokenRouter:
 
 async def test_a_bug_is_counted_as_one(chatml_tokenizer: HuggingFaceTokenizer) -> None:
     codec = ModelCodec(chatml_tokenizer, ChatmlPrompt(chatml_tokenizer))
-    async with running_fleet() as (fleet, _, _):
+    async with running_fleet(Script()) as (fleet, _, _):
         gateway = ServiceGateway(gateway_config(), codec, fleet, BrokenRouter(), process_metrics())
         labels = {"model": MODEL, "method": "complete", "outcome": "INTERNAL"}
         before = sample("llama31_requests_total", **labels)
