@@ -12,8 +12,8 @@ from collections import deque
 from cluster.policy import Admitted, QueuedRequest, Refused, TenantQueue
 from deployments.choices import Job
 from deployments.metrics import Metrics
-from deployments.policies.admission import FairAdmission
-from deployments.policies.fair_shares import AnswerLengths, FairShares, work_tokens
+from deployments.policies.admission import FairAdmission, work_tokens
+from deployments.policies.fair_shares import AnswerLengths, FairShares
 from deployments.room import Place, Room
 from llama31.chat import Priority
 from llama31.errors import ContextTooLong, DeadlineExceeded, Llama31Error, NoReadyReplica, Overloaded

@@ -16,10 +16,11 @@ from dataclasses import dataclass
 from typing import Literal
 
 from cluster.policy import AdmissionSnapshot, Admitted, QueuedRequest, Refused, StepSpeed, TenantQueue
-from deployments.policies.fair_shares import work_tokens
 
 RefusalReason = Literal["too_large", "no_replica", "deadline_unmeetable", "queue_full"]
 
+# A token put out costs a step of its own and holds the batch. Source: VTC, section 5.1, after the prices of services.
+OUTPUT_WEIGHT = 2.0
 # Of the work that enters, so much is a lower priority's while it waits; the rest may pass it by.
 LOWER_SHARE = 0.1
 # How long a request of each priority may be expected to wait. Beyond, another server or a later attempt serves the
@@ -108,6 +109,11 @@ class FairAdmission:
                     yield _refused(queue, request, "no_replica", MIN_RETRY_S)
                 elif request.deadline_in_s < picture.starting_in_s:
                     yield _refused(queue, request, "deadline_unmeetable", picture.starting_in_s)
+
+
+def work_tokens(prompt_tokens: float, output_tokens: float, sequences: int = 1) -> float:
+    """The work of a request, in prompt tokens."""
+    return sequences * (prompt_tokens + OUTPUT_WEIGHT * output_tokens)
 
 
 def charge(request: QueuedRequest) -> float:

@@ -10,18 +10,10 @@ import math
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 
-# A token put out costs a step of its own and holds the batch. Source: VTC, section 5.1, after the prices of services.
-OUTPUT_WEIGHT = 2.0
-
 # ServeGen's m-large puts out 67 tokens at the median and 461 at p90: between them until a tenant is known.
 FIRST_FORECAST_TOKENS = 256.0
 # So much of each new answer goes into the running mean: twenty answers count most.
 FORECAST_SHARE = 0.05
-
-
-def work_tokens(prompt_tokens: float, output_tokens: float, sequences: int = 1) -> float:
-    """The work of a request, in prompt tokens."""
-    return sequences * (prompt_tokens + OUTPUT_WEIGHT * output_tokens)
 
 
 @dataclass(frozen=True, slots=True)

@@ -47,6 +47,9 @@ def admitted(decision: Admitted | Refused | None) -> str | None:
     return decision and decision.request_id
 
 
+FULL = {"kv_tokens_free": 0, "sequences_free": 0, "prefill_tokens_free": 0}
+
+
 @pytest.mark.parametrize(
     ("tenants", "more", "enters"),
     [
@@ -150,7 +153,8 @@ def test_a_flood_makes_its_own_tail_late_and_no_other() -> None:
     seen = picture(flood, light, freed_tokens_per_s=100.0, kv_tokens_free=0)
     assert predicted_waits_s(seen) == {"light": 4.0, "flood": 902.0}
     decision = POLICY.decide(seen)
-    assert isinstance(decision, Refused) and decision.request_id == "f900"
+    assert isinstance(decision, Refused)
+    assert decision.request_id == "f900"
 
 
 @st.composite
@@ -200,7 +204,8 @@ def test_never_beyond_the_room_and_in_no_order_of_tenants(seen: AdmissionSnapsho
     heads = {head.request_id: (tenant, head) for tenant in seen.tenants for head in tenant.heads}
     if isinstance(decision, Admitted):
         tenant, head = heads[decision.request_id]
-        assert seen.ready_replicas and tenant.tenant == decision.tenant
+        assert seen.ready_replicas
+        assert tenant.tenant == decision.tenant
         assert decision.charge_tokens == charge(head)
         if seen.running:
             assert head.kv_tokens <= seen.kv_tokens_free
@@ -318,12 +323,12 @@ def test_counters() -> None:
     shares.add_others({"third": 7.0, "unknown": 9.0})
     assert [shares.counter(name) for name in ("old", "third", "unknown")] == [500.0, 507.0, 0.0]
     shares.forget_idle(["new"])
-    assert shares.counter("third") == 507.0 and shares.counter("new") == 0.0
+    assert [shares.counter(name) for name in ("third", "new")] == [507.0, 0.0]
 
 
 def test_forecast_is_the_tenants_mean_within_the_limit() -> None:
     lengths = AnswerLengths()
-    assert lengths.forecast(4096) == 256 and lengths.forecast(16) == 16
+    assert [lengths.forecast(limit) for limit in (4096, 16)] == [256, 16]
     for _ in range(200):
         lengths = lengths.with_answer(40)
     assert lengths.forecast(4096) == 41
