@@ -186,22 +186,27 @@ class Admission:
 class Ticket:
     """One request inside."""
 
-    __slots__ = ("_admission", "place", "tenant", "weight")
+    __slots__ = ("_admission", "_is_over", "_open_sequences", "place", "tenant", "weight")
 
     def __init__(self, admission: Admission, place: Place, tenant: str, weight: float) -> None:
         self._admission = admission
         self.place = place
         self.tenant = tenant
         self.weight = weight
+        self._open_sequences = place.request.sequences
+        self._is_over = False
 
-    def begin(self) -> None:
-        """Its first token came."""
-        if self.place.begin():
+    def progress(self, is_end: bool) -> None:
+        """A replica sent the first output of a sequence, or its last: the room is free, whoever still reads."""
+        self._open_sequences -= is_end
+        if self.place.begin() | (self._open_sequences == 0 and self.place.leave()):
             self._admission.look_again()
 
     def leave(self, output_tokens: int) -> None:
-        """It ended, with so many tokens of all its choices; idempotent."""
-        if self.place.leave():
+        """It is over, with so many tokens of all its choices; idempotent."""
+        if not self._is_over:
+            self._is_over = True
+            self.place.leave()
             self._admission.left(self, output_tokens)
 
 

@@ -13,7 +13,7 @@ from dataclasses import dataclass, field, replace
 from deployments.answer import Answer
 from deployments.call import Call
 from deployments.merged import merged
-from deployments.replica_link import Loss, SequenceStream, join_outputs
+from deployments.replica_link import Loss, Progress, SequenceStream, join_outputs
 from llama31.chat import Event, FinishReason, GenerationOptions, ResourceUse, TokenColumns, Usage
 from llama31.engine import EngineOutput, EngineRequest
 from llama31.errors import (
@@ -38,7 +38,7 @@ class Job:
     """One admitted request, ready for an engine. Choice i runs `request` with seed + i.
 
     `trace` is the W3C context that its replicas' spans belong to; empty without tracing. `blocks` are the prompt's,
-    as the router knows them.
+    as the router knows them. `progress` hears of the first output and of the end of each of its sequences.
     """
 
     call: Call
@@ -49,6 +49,7 @@ class Job:
     warnings: tuple[str, ...] = ()
     trace: Mapping[str, str] = field(default_factory=dict)
     blocks: Sequence[int] = ()
+    progress: Progress | None = None
 
     @property
     def scores_prompt(self) -> bool:

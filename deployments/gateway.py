@@ -7,7 +7,6 @@ import secrets
 from collections.abc import AsyncGenerator, Callable, Iterator, Sequence
 from contextlib import ExitStack, aclosing, contextmanager
 from dataclasses import replace
-from functools import partial
 
 from cluster.policy import RouterPolicy
 from deployments.admission import Admission, Ticket
@@ -186,9 +185,11 @@ class ServiceGateway:
             visit = call.visit or self._tenancy.enter(call.tenant)
             prepared = await self._prepare(request, call, visit)
             ticket = await self.admission.enter(prepared)
-            job = prepared if span is None else span.admitted(prepared)
+            job = replace(prepared, progress=ticket.progress)
+            if span is not None:
+                job = span.admitted(job)
             answers = [self._answer(request, job, index) for index in range(job.options.num_choices)]
-            async with aclosing(self._generate(job, answers, ticket)) as events:
+            async with aclosing(self._generate(job, answers)) as events:
                 async for event in events:
                     yield event
             outcome = answers[0].finish_reason.name
@@ -294,13 +295,12 @@ class ServiceGateway:
             return self._codec.prompt.encode_dialog(*parts)
         return await asyncio.to_thread(self._codec.prompt.encode_dialog, *parts)
 
-    async def _generate(self, job: Job, answers: list[Answer], ticket: Ticket) -> AsyncGenerator[Event, None]:
+    async def _generate(self, job: Job, answers: list[Answer]) -> AsyncGenerator[Event, None]:
         """Streams every choice from its replica."""
         runs: list[ChoiceRun] = []
-        observe = partial(self._observe, ticket)
         try:
             for index, answer in enumerate(answers):
-                runs.append(ChoiceRun(job, index, answer, self._router.submit, observe, self._count_loss))
+                runs.append(ChoiceRun(job, index, answer, self._router.submit, self._observe, self._count_loss))
             # The usual single choice saves a layer that every token would pass.
             async with aclosing(runs[0].events() if len(runs) == 1 else interleaved(runs)) as events:
                 held = await _until_scored(events, runs[0]) if job.scores_prompt else ()
@@ -319,13 +319,12 @@ class ServiceGateway:
         self._metrics.add("llama31_output_tokens_total", usage.output_tokens, model=self._config.model)
         yield Completed(usage)
 
-    def _observe(self, ticket: Ticket, answer: Answer, output: EngineOutput, arrived_s: float) -> None:
+    def _observe(self, answer: Answer, output: EngineOutput, arrived_s: float) -> None:
         if not output.tokens.ids:
             return
         now_s = _now_s()
         if answer.last_token_s is None:
             answer.first_token_s = now_s
-            ticket.begin()
             self._ttft.observe(now_s - arrived_s)
             self._queue_wait.observe(max(0.0, now_s - arrived_s - output.prefill_s))
         else:

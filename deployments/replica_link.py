@@ -38,6 +38,8 @@ WAKE_AT_ONCE = 32
 BUSY_S = 0.001
 MAX_REST_S = 0.010
 
+Progress = Callable[[bool], None]
+
 # Why a sequence lost its replica, for a metric and for the client, who hears no more than this.
 Loss = Literal["connection_lost", "closed", "silent", "gap", "engine_failed"]
 
@@ -69,6 +71,8 @@ class SequenceStream:
         self.prefill_tokens = max(1, len(request.prompt_token_ids) - forecast.cached_tokens)
         self.index_ticket = 0
         self.received_tokens = 0
+        # Told of the first output and of the end (True), whether or not anybody reads them yet.
+        self.progress: Progress | None = None
         self._link = link
         self._waiting: EngineOutput | None = None
         self._is_lost = False
@@ -107,6 +111,8 @@ class SequenceStream:
             log.warning(words, self.replica_id, self.received_tokens, first_token)
             self.lose("gap")
             return
+        if self.progress is not None and (not self.received_tokens or output.finish_reason is not None):
+            self.progress(output.finish_reason is not None)
         self.received_tokens += len(output.tokens.ids)
         self._waiting = output if self._waiting is None else join_outputs(self._waiting, output)
         self._ready.set()

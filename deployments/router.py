@@ -56,7 +56,9 @@ class Router:
         self._count(route, features)
         forecast = Forecast(job.blocks, route.cached_tokens, partial(self._compare, route.ttft_s, _now_s()))
         link = self._fleet.link(route.replica_id)
-        return link.submit(request, attempt, _deadline_in_ms(job), job.trace, forecast)
+        stream = link.submit(request, attempt, _deadline_in_ms(job), job.trace, forecast)
+        stream.progress = job.progress
+        return stream
 
     def _cached_tokens(self, blocks: Sequence[int]) -> Mapping[str, int]:
         if not self._fleet.indexed_replicas():

@@ -74,7 +74,7 @@ async def test_enters_at_once_where_there_is_room() -> None:
         with pytest.raises(StopIteration) as entered:
             entering.send(None)
         ticket: Ticket = entered.value.value
-        ticket.begin()
+        ticket.progress(False)
         ticket.leave(100)
         ticket.leave(100)
 
@@ -124,10 +124,23 @@ async def test_room_is_also_sequences_and_prompts_on_their_way() -> None:
         sent = [await queue.enter(job(f"p{i}", 1000)) for i in range(2)]
         waiting = asyncio.create_task(queue.enter(job("c")))
         await until(lambda: len(queue) == 1)
-        sent[0].begin()
+        sent[0].progress(False)
         tickets = [*sent, await soon(waiting)]
         for ticket in tickets:
             ticket.leave(1)
+
+
+async def test_the_end_of_all_sequences_frees_the_room_before_anybody_has_read_it() -> None:
+    with admission(max_running=2) as queue:
+        both = await queue.enter(job("a", 10, 10, choices=2))
+        waiting = asyncio.create_task(queue.enter(job("b", 10, 10)))
+        await until(lambda: len(queue) == 1)
+        both.progress(True)
+        assert len(queue) == 1
+        both.progress(True)
+        assert len(queue) == 0
+        (await soon(waiting)).leave(1)
+        both.leave(2)
 
 
 async def test_larger_than_the_room_enters_alone() -> None:

@@ -27,6 +27,7 @@ from deployments.answer import Answer
 from deployments.call import Call
 from deployments.directory import ReplicaRecord
 from deployments.gateway import ServiceGateway
+from deployments.ingress.many_prompts import complete_all
 from llama31.chat import (
     ChatRequest,
     ChoiceDone,
@@ -644,6 +645,15 @@ async def test_a_bug_is_counted_as_one(chatml_tokenizer: HuggingFaceTokenizer) -
         with pytest.raises(ZeroDivisionError):
             await hear(gateway.complete(completion(), call()))
         assert sample("llama31_requests_total", **labels) == before + 1
+
+
+async def test_prompts_of_one_request_need_no_room_at_the_same_time(chatml_tokenizer: HuggingFaceTokenizer) -> None:
+    """The answer begins when all are admitted: those that are done must not keep the room from the others."""
+    async with running_gateway(chatml_tokenizer, Script(step_s=0.001), max_running=2, hold_s=5.0) as system:
+        requests = [completion(tuple(range(100 + i, 110 + i))) for i in range(8)]
+        heard = await hear(complete_all(system.gateway, system.gateway.complete, requests, call()))
+        assert heard.usage.prompt_tokens == 80
+        assert len([event for event in heard.events if isinstance(event, ChoiceDone)]) == 8
 
 
 async def test_many_streams_at_once(chatml_tokenizer: HuggingFaceTokenizer) -> None:
