@@ -8,6 +8,7 @@ from __future__ import annotations
 import asyncio
 import math
 from collections import deque
+from collections.abc import Mapping
 
 from cluster.policy import Admitted, QueuedRequest, Refused, TenantQueue
 from deployments.choices import Job
@@ -34,6 +35,7 @@ class Admission:
         self._policy = policy or FairAdmission()
         self._shares = FairShares()
         self._lengths: dict[str, AnswerLengths] = {}
+        self._charges: dict[str, float] = {}
         self._queues: dict[str, _Queue] = {}
         self._by_id: dict[str, _Waiting] = {}
         self._passed: tuple[float, ...] = (0.0,) * len(Priority)
@@ -69,11 +71,22 @@ class Admission:
         """A request ended with so many tokens of all its choices."""
         request, tenant = ticket.place.request, ticket.tenant
         forecast = request.sequences * request.expected_output_tokens
-        self._shares.correct(tenant, work_tokens(0, output_tokens - forecast), ticket.weight)
+        wrong = work_tokens(0, output_tokens - forecast)
+        self._shares.correct(tenant, wrong, ticket.weight)
+        self._note(tenant, wrong / ticket.weight)
         if output_tokens:
             lengths = self._lengths.get(tenant, AnswerLengths())
             self._lengths[tenant] = lengths.with_answer(output_tokens / request.sequences)
         self._decide()
+
+    def take_charges(self) -> dict[str, float]:
+        """Weighted work given to each tenant since the last call."""
+        charges, self._charges = self._charges, {}
+        return charges
+
+    def add_others(self, charges: Mapping[str, float]) -> None:
+        """Weighted work that other ingresses gave to tenants."""
+        self._shares.add_others(charges)
 
     def look_again(self) -> None:
         """Room may have come: an engine began to answer, or this ingress was given more."""
@@ -138,6 +151,7 @@ class Admission:
     def _let_in(self, waiting: _Waiting, decision: Admitted, now_s: float) -> None:
         weight = waiting.weight
         self._shares.enter(decision.tenant, decision.charge_tokens, weight)
+        self._note(decision.tenant, decision.charge_tokens / weight)
         still = {level for level, count in enumerate(self._waiting) if count}
         self._passed = self._policy.passed_after(self._passed, waiting.priority, decision.charge_tokens, still)
         self._wait_seconds[waiting.priority].observe(now_s - waiting.arrived_s)
@@ -166,6 +180,9 @@ class Admission:
             case "deadline_unmeetable":
                 return Overloaded(f"overloaded: the deadline cannot be met now; {again}", retry_s)
         return Overloaded(f"overloaded: this request would wait too long; {again}", retry_s)
+
+    def _note(self, tenant: str, charge: float) -> None:
+        self._charges[tenant] = self._charges.get(tenant, 0.0) + charge
 
     def _count(self, priority: int, more: int) -> None:
         self._waiting[priority] += more

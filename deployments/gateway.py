@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import secrets
-from collections.abc import AsyncGenerator, Callable, Iterator, Sequence
-from contextlib import ExitStack, aclosing, contextmanager
+from collections.abc import AsyncGenerator, AsyncIterator, Callable, Sequence
+from contextlib import ExitStack, aclosing, asynccontextmanager
 from dataclasses import replace
 
 from cluster.policy import RouterPolicy
@@ -93,12 +93,13 @@ class ServiceGateway:
         """Goes on with a text."""
         return self._serve("complete", request, call)
 
-    @contextmanager
-    def hold(self, call: Call, prompts: int = 0) -> Iterator[tuple[Call, ...]]:
+    @asynccontextmanager
+    async def hold(self, call: Call, prompts: int = 0) -> AsyncIterator[tuple[Call, ...]]:
         """Keeps the id of a call with several prompts; so many of them are counted in at once."""
         with ExitStack() as stack:
             try:
                 stack.enter_context(self._in_flight.held(call))
+                await self._tenancy.prepare(call.tenant, prompts=prompts)
                 visits = stack.enter_context(self._tenancy.entered(call.tenant, prompts)) if prompts else ()
             except Llama31Error as error:
                 self._count("complete", error.reason)
@@ -138,9 +139,10 @@ class ServiceGateway:
             for record in self._fleet.records()
         )
 
-    @contextmanager
-    def visit(self, tenant: Tenant) -> Iterator[None]:
+    @asynccontextmanager
+    async def visit(self, tenant: Tenant) -> AsyncIterator[None]:
         """One more request of the tenant, which takes no tokens."""
+        await self._tenancy.prepare(tenant, prompts=1)
         visit = self._tenancy.enter(tenant)
         try:
             yield
@@ -182,6 +184,8 @@ class ServiceGateway:
             if self._tracing is not None:
                 span = self._tracing.answer(method, self._config.model)
             call.tenant.check_options(request.options)
+            if call.visit is None:
+                await self._tenancy.prepare(call.tenant, prompts=1)
             visit = call.visit or self._tenancy.enter(call.tenant)
             prepared = await self._prepare(request, call, visit)
             ticket = await self.admission.enter(prepared)
@@ -253,7 +257,9 @@ class ServiceGateway:
             raise ContextTooLong(len(prompt), wanted or 1, self._config.engine.max_model_tokens)
         default = self._config.ingress.max_output_tokens
         limit_tokens = wanted or min(default, room)
-        visit.reserve(len(prompt) + limit_tokens * options.num_choices)
+        most_tokens = len(prompt) + limit_tokens * options.num_choices
+        await self._tenancy.prepare(call.tenant, tokens=most_tokens)
+        visit.reserve(most_tokens)
         stop_ids = () if options.stop.ignore_eos else self._spec.stop_token_ids
         returns, salt = options.returns, self._tenancy.cache_salt(call.tenant)
         return Job(

@@ -26,6 +26,8 @@ from deployments.ingress.http import HttpIngress, HttpSettings
 from deployments.ingress.status_page import Link, StatusPage
 from deployments.ingress.tls import ServerTls
 from deployments.ingress_metrics import Door, IngressMetrics, call_counter
+from deployments.leases import Leases
+from deployments.ledger import open_ledger
 from deployments.metrics import Metrics
 from deployments.node_exporter import NodeExporter, forget_dead
 from deployments.policies.router import LeastTokens, PredictedTtft
@@ -68,15 +70,19 @@ class IngressServer:
         await asyncio.to_thread(prepare_weights, config, lambda line: None)
         codec = await asyncio.to_thread(load_codec, config.spec.codec, checkpoint_dir(config))
         ingress, metrics = config.ingress, Metrics()
+        ledger = open_ledger()
+        ingress_id = serve.get_replica_context().replica_id.unique_id
+        leases = Leases(ledger.renew.remote, ingress_id, config.model, ingress.replicas, metrics)
         tenancy = Tenancy(
             metrics,
             salt_secret=token,
             language_mode=ingress.language.mode,
             show_tenant_names=ingress.show_tenant_names,
+            leases=leases,
         )
         self._tracing = open_tracing(config.tracing, "llama31-ingress")
         policy = PredictedTtft() if config.router.policy == "predicted" else LeastTokens()
-        gateway = ServiceGateway(config, codec, self._fleet, policy, metrics, tenancy, self._tracing)
+        gateway = ServiceGateway(config, codec, self._fleet, policy, metrics, tenancy, self._tracing, leases.share)
         desk = KeyDesk(ingress.auth.tenants_file, metrics) if ingress.auth else None
         await self._open_doors(config, gateway, desk, metrics, dashboard_url)
         urls = await asyncio.to_thread(node_metrics_urls)
@@ -87,7 +93,7 @@ class IngressServer:
         self._drain_door = DrainDoor(directory, self.drain)
         await self._drain_door.start()
         jobs = [exporter.run(), watcher.run(), self._keep_announcing(), self._follow_wanted(engine.deployment_name)]
-        jobs += [self._count_losses(watcher), *([desk.watch()] if desk else [])]
+        jobs += [self._count_losses(watcher), leases.run(gateway.admission), *([desk.watch()] if desk else [])]
         self._background = [asyncio.create_task(job) for job in jobs]
 
     async def _open_doors(
