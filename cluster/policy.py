@@ -213,7 +213,13 @@ class AdmissionSnapshot:
 
     `kv_tokens_free` is what this ingress may still give out (its lease), `prefill_tokens` the work ahead of a new
     request on the replica that would take it soonest. `starting_in_s` is when the first replica will be ready if
-    none is; infinity if none is coming.
+    none is; infinity if none is coming. With all of `kv_tokens_total` free, nothing of this ingress is inside.
+
+    Beside the KV room, the engines run so many sequences (`sequences_free`) and compute prompts step by step
+    (`prefill_tokens_free`: what may be sent ahead of their steps). `kv_tokens_replica` is the largest replica's whole
+    cache, 0 if unknown; `replica_running` and `replica_context_tokens` are what one replica decodes now.
+    `freed_tokens_per_s` is how fast room came free while requests waited, 0 if unknown. `passed_tokens`: for each
+    priority, the work of higher ones that entered before its waiting requests.
     """
 
     ready_replicas: int
@@ -223,7 +229,6 @@ class AdmissionSnapshot:
     speed: StepSpeed | None
     starting_in_s: float
     tenants: tuple[TenantQueue, ...]
-    running: int = 0
     sequences_free: float = math.inf
     prefill_tokens_free: float = math.inf
     kv_tokens_replica: int = 0

@@ -72,7 +72,6 @@ class Room:
         self._seen_s = 0.0
         self._freed: deque[tuple[float, int]] = deque()
         self._busy_since_s: float | None = None
-        self.running = 0
         self.kv_tokens = 0
         self._sequences = 0
         self._prefill_tokens = 0
@@ -89,7 +88,6 @@ class Room:
             speed=fleet.speed,
             starting_in_s=0.0 if fleet.ready or self._is_coming() else math.inf,
             tenants=tenants,
-            running=self.running,
             sequences_free=slots - self._sequences,
             prefill_tokens_free=share * fleet.ready * self._prefill_most() - self._prefill_tokens,
             kv_tokens_replica=fleet.kv_tokens_replica,
@@ -121,7 +119,6 @@ class Room:
     def take(self, request: QueuedRequest) -> Place:
         """A request enters."""
         place = Place(self, request, min(request.sequences * request.prompt_tokens, self._prefill_most()))
-        self.running += 1
         self.kv_tokens += request.kv_tokens
         self._sequences += request.sequences
         self._prefill_tokens += place.prefill_tokens
@@ -134,7 +131,6 @@ class Room:
     def leave(self, place: Place) -> None:
         """It ended."""
         request = place.request
-        self.running -= 1
         self.kv_tokens -= request.kv_tokens
         self._sequences -= request.sequences
         if self._busy_since_s is not None:

@@ -167,7 +167,7 @@ def _retry_s(picture: AdmissionSnapshot, speed: StepSpeed, request: QueuedReques
 
 
 def _fits(picture: AdmissionSnapshot, request: QueuedRequest) -> bool:
-    if not picture.running:
+    if picture.kv_tokens_free >= picture.kv_tokens_total:
         return True
     has_slots = request.sequences <= picture.sequences_free and picture.prefill_tokens_free > 0
     return has_slots and request.kv_tokens <= picture.kv_tokens_free

@@ -50,7 +50,7 @@ def admission(
     room = Room(fleet or Replicas(), EngineBounds(max_running, 1000), lambda: share)
     queue = Admission(MODEL, room, process_metrics(), FairAdmission(hold_s))
     yield queue
-    assert (len(queue), room.running, room.kv_tokens) == (0, 0, 0)
+    assert (len(queue), room.kv_tokens, room.demand(0)) == (0, 0, (0.0, 0.0))
 
 
 def job(

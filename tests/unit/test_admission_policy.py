@@ -32,11 +32,10 @@ def picture(*tenants: TenantQueue, **more: object) -> AdmissionSnapshot:
     values = {
         "ready_replicas": 1,
         "kv_tokens_free": 10_000,
-        "kv_tokens_total": 10_000,
+        "kv_tokens_total": 12_000,
         "prefill_tokens": 0,
         "speed": None,
         "starting_in_s": 0.0,
-        "running": 1,
         **more,
     }
     return AdmissionSnapshot(tenants=tenants, **values)  # type: ignore[arg-type]
@@ -61,11 +60,7 @@ FULL = {"kv_tokens_free": 0, "sequences_free": 0, "prefill_tokens_free": 0}
         ([queue(request("a", sequences=3))], {"sequences_free": 2}, None),
         ([queue(request("a"))], {"prefill_tokens_free": 0}, None),
         # Alone: whatever room there is.
-        (
-            [queue(request("a"))],
-            {"kv_tokens_free": 0, "sequences_free": 0, "prefill_tokens_free": 0, "running": 0},
-            "a",
-        ),
+        ([queue(request("a"))], FULL | {"kv_tokens_total": 0}, "a"),
         # The lowest counter, not the first to come.
         ([queue(request("a", waited_s=9), served=5.0), queue(request("b"), tenant="b", served=4.0)], {}, "b"),
         ([queue(request("a", waited_s=1)), queue(request("b", waited_s=2), tenant="b")], {}, "b"),
@@ -184,7 +179,7 @@ def pictures(draw: st.DrawFn) -> AdmissionSnapshot:
         *tenants,
         ready_replicas=draw(st.integers(0, 2)),
         kv_tokens_free=draw(st.integers(-5000, 30_000)),
-        running=draw(st.integers(0, 2)),
+        kv_tokens_total=draw(st.sampled_from([0, 8738, 30_000])),
         sequences_free=draw(st.integers(-1, 4)),
         prefill_tokens_free=draw(st.integers(-100, 100)),
         speed=draw(st.sampled_from([None, SPEED])),
@@ -207,13 +202,13 @@ def test_never_beyond_the_room_and_in_no_order_of_tenants(seen: AdmissionSnapsho
         assert seen.ready_replicas
         assert tenant.tenant == decision.tenant
         assert decision.charge_tokens == charge(head)
-        if seen.running:
+        if seen.kv_tokens_free < seen.kv_tokens_total:
             assert head.kv_tokens <= seen.kv_tokens_free
             assert head.sequences <= seen.sequences_free
             assert seen.prefill_tokens_free > 0
     if isinstance(decision, Refused):
         assert decision.retry_after_s > 0
-    if decision is None and seen.ready_replicas and seen.running == 0:
+    if decision is None and seen.ready_replicas and seen.kv_tokens_free >= seen.kv_tokens_total:
         assert not heads, "with nobody inside, somebody enters or is refused"
 
 
@@ -241,7 +236,7 @@ class Ingress:
             heads = [head for head in levels.values() if head]
             tenants.append(queue(*heads, tenant=tenant, served=self.shares.counter(tenant)))
         free = self.kv_tokens - sum(r.kv_tokens for r in self.inside)
-        seen = picture(*tenants, kv_tokens_free=free, running=len(self.inside), passed_tokens=self.passed)
+        seen = picture(*tenants, kv_tokens_free=free, kv_tokens_total=self.kv_tokens, passed_tokens=self.passed)
         decision = POLICY.decide(seen)
         if decision is None:
             if self.inside:
