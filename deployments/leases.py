@@ -182,7 +182,7 @@ class Leases:
             self._tenants = {name: self._tenants[name] for name in active}
             await self._renew(active, with_room=True)
         self._metrics.set("llama31_room_share", self.share(), model=self._model)
-        self._metrics.set("llama31_ledger_answers", self._now_s() >= self._away_until_s)
+        self._metrics.set("llama31_ledger_answers", self._now_s() >= self._away_until_s, model=self._model)
         queue.look_again()
 
     def holds(self, tenant: Tenant) -> bool:

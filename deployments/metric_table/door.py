@@ -17,7 +17,7 @@ ROWS = (
     Metric(
         "llama31_ledger_answers",
         "gauge",
-        (),
+        ("model",),
         "1 or 0",
         "Whether the ledger of leases answered this ingress the last time.",
         "0: each ingress goes on with a fixed share of the room and of tenants' limits. Look for the actor "

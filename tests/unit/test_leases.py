@@ -254,7 +254,7 @@ async def test_without_the_ledger_what_is_held_and_then_a_fixed_share() -> None:
     assert await count(lambda _: fleet.enter(1), 2, 20) == 10
     assert [leases.share() for leases in fleet.leases] == [0.5, 0.5]
     await fleet.renew_all()
-    assert sample("llama31_ledger_answers") == 0
+    assert sample("llama31_ledger_answers", model=MODEL) == 0
 
 
 async def test_a_new_ledger_is_told_everything() -> None:
