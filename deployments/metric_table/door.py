@@ -6,25 +6,6 @@ from deployments.metric_table.row import Metric
 
 ROWS = (
     Metric(
-        "llama31_room_share",
-        "gauge",
-        ("model",),
-        "share",
-        "Of the fleet's room for requests, what this ingress may fill: its lease of the ledger, or its fixed share.",
-        "At most 1 over all ingresses while the ledger answers. Far below 1 with requests waiting: an ingress died and "
-        "its lease has not come back (3 s), or the ledger is away.",
-    ),
-    Metric(
-        "llama31_ledger_answers",
-        "gauge",
-        ("model",),
-        "1 or 0",
-        "Whether the ledger of leases answered this ingress the last time.",
-        "0: each ingress goes on with a fixed share of the room and of tenants' limits. Look for the actor "
-        "admission-ledger on Ray's dashboard; it comes back with the cluster's head.",
-        across="min",
-    ),
-    Metric(
         "llama31_calls_total",
         "counter",
         ("door", "method", "outcome"),

@@ -43,32 +43,6 @@ ROWS = (
         _LATENCY_BUCKETS_S,
     ),
     Metric(
-        "llama31_admission_wait_seconds",
-        "histogram",
-        ("model", "priority"),
-        "seconds",
-        "How long requests waited at the ingress until they might go to a replica; of those that were let in.",
-        "High for every priority: add replicas. High for one tenant's (its callers complain): see docs/admission.md.",
-        _LATENCY_BUCKETS_S,
-    ),
-    Metric(
-        "llama31_admission_waiting",
-        "gauge",
-        ("model", "priority"),
-        "requests",
-        "Requests that wait at this ingress for room in the engines.",
-        "Grows: more comes than the fleet takes; add replicas, or lower a tenant's limits.",
-    ),
-    Metric(
-        "llama31_admission_refused_total",
-        "counter",
-        ("model", "reason"),
-        "requests",
-        "Requests that were refused before an engine had them: too_large, no_replica, deadline_unmeetable, queue_full.",
-        "queue_full: add replicas. deadline_unmeetable: clients ask for more than can be done in their time. "
-        "no_replica: a cold start takes longer than requests wait (ingress.hold_s).",
-    ),
-    Metric(
         "llama31_inter_token_seconds",
         "histogram",
         ("model",),

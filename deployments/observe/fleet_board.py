@@ -117,6 +117,40 @@ FLEET = Board(
             ),
         ),
         Row(
+            "Admission",
+            (
+                Panel(
+                    "Waiting for room",
+                    "Requests at the ingresses, by priority; they wait there, where tenants get their shares.",
+                    "short",
+                    (Query("sum by (priority) (llama31_admission_waiting)", "{{priority}}"),),
+                    "areas",
+                ),
+                Panel(
+                    "Wait for room",
+                    "p95 of those that were let in, by priority.",
+                    "s",
+                    (Query(quantile(0.95, "llama31_admission_wait_seconds", by="priority"), "{{priority}}"),),
+                ),
+                Panel(
+                    "Early refusals",
+                    "Requests that no engine was given, by reason; docs/admission.md explains each.",
+                    "reqps",
+                    (Query(f"{rate('llama31_admission_refused_total', 'reason')} or vector(0)", "{{reason}}"),),
+                ),
+                Panel(
+                    "Room leased",
+                    "Share of the fleet's room that the ingresses may fill together, and the least of those that "
+                    "reach the ledger (0: one does not).",
+                    "short",
+                    (
+                        Query("sum by (model) (llama31_room_share)", "{{model}} leased"),
+                        Query("min by (model) (llama31_ledger_answers)", "{{model}} ledger"),
+                    ),
+                ),
+            ),
+        ),
+        Row(
             "Replicas",
             (
                 Panel(

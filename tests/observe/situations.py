@@ -59,6 +59,20 @@ def routes(known: str, blind: str, looked_up: str = "0+9000x60") -> Series:
     }
 
 
+def queued(interactive: str, batch: str) -> Series:
+    return {
+        of_model("llama31_admission_waiting", priority="interactive", instance=NODE): interactive,
+        of_model("llama31_admission_waiting", priority="batch", instance=NODE): batch,
+    }
+
+
+def ledger(here: str, there: str) -> Series:
+    return {
+        of_model("llama31_ledger_answers", instance=NODE): here,
+        of_model("llama31_ledger_answers", instance="10.0.3.8:9400"): there,
+    }
+
+
 def waits(short: str, long: str) -> Series:
     return {
         of_model("llama31_queue_wait_seconds_bucket", le="0.01"): short,

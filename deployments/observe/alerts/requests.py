@@ -11,6 +11,8 @@ _REASON_RATIO = (
     f"/ on (model) group_left () sum by (model) (rate(llama31_requests_total{{{COUNTED}}}[10m]))"
 )
 
+_WAITING = "sum by (model) (llama31_admission_waiting)"
+
 REQUESTS = Group(
     "llama31-requests",
     alerts=(
@@ -46,17 +48,18 @@ REQUESTS = Group(
             "Llama31QueueGrows",
             "ticket",
             "5m",
-            "min_over_time(llama31_replica_waiting[10m]) > 0 and deriv(llama31_replica_waiting[10m]) > 0",
-            "{{ $labels.model }}: {{ $value }} requests or more wait at {{ $labels.replica }}, and more come",
-            "A replica has had no room for ten minutes and its queue gets longer: more comes than it can take.",
+            f"min_over_time({_WAITING}[10m:1m]) > 0\nand deriv({_WAITING}[10m:1m]) > 0",
+            "{{ $labels.model }}: {{ $value }} requests or more wait for room, and more come",
+            "For ten minutes requests have waited at the ingresses, and there are more and more of them: more comes "
+            "than the fleet can take. Tenants that ask for little are still served first (docs/admission.md).",
             (
-                "One model, *Waiting* for every replica: all of them, or one?",
-                "One replica, *KV cache in use*: full, or are there too many running?",
+                "Fleet overview, *Admission*: of which priority, and are requests refused (`queue_full`)?",
+                "*KV cache in use*: full in all replicas? If not: *Room leased*, which should be 1.",
                 "Board Tenants: whose requests grew?",
             ),
             (
-                "All replicas: add some (`replicas`), or lower a tenant's limits in the tenants file.",
-                "One replica: it is slow; see [Llama31EngineStuck](#llama31enginestuck).",
+                "Add replicas, or lower that tenant's limits in the tenants file.",
+                "One replica holds all up: it is slow; see [Llama31EngineStuck](#llama31enginestuck).",
             ),
         ),
         Alert(
