@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from tests.k8s.chart import EVERYTHING, PRESETS, RELEASE, Object, container, find, groups, preset, render
+from tests.k8s.chart import EVERYTHING, NAMESPACE, PRESETS, RELEASE, Object, container, find, groups, preset, render
 
 pytestmark = pytest.mark.k8s
 
@@ -170,9 +170,8 @@ def test_each_series_is_scraped_once() -> None:
     assert "metrics" in ports["head"]
     for group in groups(objects).values():
         assert group["template"]["metadata"]["labels"][monitor["jobLabel"]] == "llama31", "the alerts' name of the job"
-    assert "app.kubernetes.io/instance" in monitor["podTargetLabels"], (
-        "by which the alert on the head knows the release"
-    )
+    for endpoint in (ours, rays):
+        assert endpoint["relabelings"][-1] == {"targetLabel": "release", "replacement": f"{NAMESPACE}/{RELEASE}"}
 
 
 def test_routes_lead_to_the_service() -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from tests.observe.machine_cases import MACHINE_CASES
+from tests.observe.release_cases import RELEASE_CASES
 from tests.observe.situations import (
     FAULT_PAGE,
     NODE,
@@ -235,4 +236,5 @@ CASES: tuple[Case, ...] = (
         "15m",
     ),
     *MACHINE_CASES,
+    *RELEASE_CASES,
 )
