@@ -106,7 +106,11 @@ def test_services_lead_to_the_doors_of_ready_ingress_pods(name: str) -> None:
     [
         ((), {"grpc": {"port": 9000, "service": "model:llama-3.1-8b"}}, {"grpc": {"port": 9000}}),
         (("--set", "access.tlsSecret=t"), *[{"httpGet": {"path": "/ready", "port": 8000, "scheme": "HTTPS"}}] * 2),
-        (("--set", "access.tlsSecret=t,access.clientCertificates=true"), *[{"tcpSocket": {"port": 9000}}] * 2),
+        (
+            ("--set", "access.tlsSecret=t,access.clientCertificates=true"),
+            {"exec": {"command": ["llama31", "ready"]}},
+            {"tcpSocket": {"port": 9000}},
+        ),
     ],
 )
 def test_probes_fit_what_the_door_speaks(options: tuple[str, ...], started: Object, ready: Object) -> None:

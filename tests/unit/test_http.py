@@ -317,7 +317,7 @@ async def test_a_whole_answer_that_nobody_reads_is_dropped_and_holds_up_a_drain_
 
 async def test_a_whole_answer_that_is_read_slowly_arrives() -> None:
     size_bytes = 24 * 2**20
-    async with opened(write_stall_s=0.2) as door:
+    async with opened(write_stall_s=0.5) as door:
         door.gateway.script = long_answer(size_bytes)
         reader, writer = await door.connect()
         writer.write(post(json.dumps(CHAT_BODY).encode()))
@@ -325,7 +325,7 @@ async def test_a_whole_answer_that_is_read_slowly_arrives() -> None:
         while piece := await soon(reader.read(2**20)):
             data += piece
             # All of it takes far longer than the limit, and no part of it does.
-            await asyncio.sleep(0.02 * len(piece) / 2**20)
+            await asyncio.sleep(0.05 * len(piece) / 2**20)
         writer.close()
         status, headers, body = answer_of(bytes(data))
         assert (status, body["choices"][0]["message"]["content"]) == (200, "x" * size_bytes)
