@@ -1,4 +1,4 @@
-"""What can an operator type? `llama31 serve | chat | status | observe | ready | drain | demo | keys | weights | ...`."""
+"""What can an operator type? `llama31 serve | chat | status | observe | ready | drain | demo | keys | weights | ..`"""
 
 from __future__ import annotations
 
