@@ -1,4 +1,4 @@
-"""What can an operator type? `llama31 serve | chat | status | observe | drain | demo | keys | weights | version`."""
+"""What can an operator type? `llama31 serve | chat | status | observe | ready | drain | demo | keys | weights | ..`"""
 
 from __future__ import annotations
 
@@ -47,6 +47,7 @@ def build_parser() -> argparse.ArgumentParser:
     _add_chat(subparsers.add_parser("chat", help="talk to a running service; interactive without a message"))
     _add_status(subparsers.add_parser("status", help="replicas, ranks with their nodes, load"))
     _add_observe(subparsers.add_parser("observe", help="boards and alerts of the running service, until Ctrl-C"))
+    _add_ready(subparsers.add_parser("ready", help="can this node's ingress processes answer now"))
     _add_drain(subparsers.add_parser("drain", help="ask this node's ingress processes to leave, and wait for them"))
     _add_keys(subparsers.add_parser("keys", help="make API keys for tenants"))
     _add_weights(subparsers.add_parser("weights", help="prepare, fetch or check the weights"))
@@ -242,6 +243,22 @@ def _observe(options: argparse.Namespace) -> int:
 
     observe(commands.running_service(options.service_port), options.port, lambda text: print(text, flush=True))
     return 0
+
+
+def _add_ready(parser: argparse.ArgumentParser) -> None:
+    parser.description = (
+        "For a probe on the node, which needs neither key nor certificate: ends with 0 if every ingress process of a "
+        "declared service there can answer for its model now."
+    )
+    parser.set_defaults(run=_ready)
+
+
+def _ready(_: argparse.Namespace) -> int:
+    from deployments.drain import ready_count
+
+    ready, processes = ready_count(node_dir())
+    print(f"{ready} of {processes} ingress processes are ready")
+    return 0 if processes and ready == processes else 1
 
 
 def _add_drain(parser: argparse.ArgumentParser) -> None:

@@ -22,6 +22,7 @@ from deployments.fleet import Fleet
 from deployments.gateway import ServiceGateway
 from deployments.ingress.auth import KeyDesk
 from deployments.ingress.grpc import GrpcIngress, IngressSettings
+from deployments.ingress.health import ANSWERING_STATES
 from deployments.ingress.http import HttpIngress, HttpSettings
 from deployments.ingress.status_page import Link, StatusPage
 from deployments.ingress.tls import ServerTls
@@ -90,7 +91,7 @@ class IngressServer:
         doors: dict[str, Door] = {"grpc": self._door} | ({"http": self._web} if self._web else {})
         watcher = IngressMetrics(config, metrics, self._record.ingress_id, doors, self._fleet, snapshot)
         watcher.tell_versions(_versions())
-        self._drain_door = DrainDoor(directory, self.drain)
+        self._drain_door = DrainDoor(directory, self.drain, lambda: self._is_ready(gateway))
         await self._drain_door.start()
         jobs = [exporter.run(), watcher.run(), self._keep_announcing(), self._follow_wanted(engine.deployment_name)]
         jobs += [self._count_losses(watcher), leases.run(gateway.admission), *([desk.watch()] if desk else [])]
@@ -140,6 +141,9 @@ class IngressServer:
             http_port=None if self._web is None else await self._web.start(),
             metrics=_metrics_url(config),
         )
+
+    def _is_ready(self, gateway: ServiceGateway) -> bool:
+        return self._record.phase != "draining" and any(m.state in ANSWERING_STATES for m in gateway.models())
 
     async def drain(self, grace_s: float | None = None) -> bool:
         """Refuses new requests, lets open streams finish within the grace, closes the ports.

@@ -17,6 +17,7 @@ from vllm.v1.worker.gpu_worker import Worker as GpuWorker
 
 from llama31.engine import RankReport
 from llama31.rank_link import RankBeacon, RankLinkAddress
+from llama31.vllm_rdma import warn_of_locked_memory
 
 CONFIG_KEY = "llama31_rank_link"
 
@@ -64,6 +65,7 @@ class CudaRank(GpuWorker):
     def init_device(self) -> None:
         """Reports before the first slow thing happens."""
         self._beacon = _open_beacon(self.vllm_config, self.rank, self.local_rank)
+        warn_of_locked_memory()
         super().init_device()
         self._beacon.start_pulse(_board_counter(self.device))
 

@@ -33,7 +33,7 @@ NOW = Row(
             "Requests that fail",
             "Share of requests that failed through the service, in five minutes.",
             "percentunit",
-            "max(model:llama31_faults:ratio_rate5m)",
+            "max(release_model:llama31_faults:ratio_rate5m)",
         ),
         _stat("First token", "p95 of the time to the first token.", "s", quantile(0.95, "llama31_ttft_seconds")),
         _stat("GPUs used", "Of those that the cluster has.", "short", GPUS_USED),
@@ -73,10 +73,13 @@ FLEET = Board(
                     "How many times faster than agreed: at 1 the month's budget lasts the month.",
                     "short",
                     (
-                        Query(f"model:llama31_faults:ratio_rate1h / {FAULT_BUDGET}", "{{model}} failed, 1 h"),
                         Query(
-                            f"model:llama31_slow_starts:ratio_rate1h / {SLOW_START_BUDGET}",
-                            "{{model}} late first token, 1 h",
+                            f"release_model:llama31_faults:ratio_rate1h / {FAULT_BUDGET}",
+                            "{{release}} {{model}} failed, 1 h",
+                        ),
+                        Query(
+                            f"release_model:llama31_slow_starts:ratio_rate1h / {SLOW_START_BUDGET}",
+                            "{{release}} {{model}} late first token, 1 h",
                         ),
                     ),
                 ),
@@ -158,8 +161,8 @@ FLEET = Board(
                     "By model; more are wanted than ready: some start, or find no GPUs.",
                     "short",
                     (
-                        Query("sum by (model) (llama31_replica_ready)", "{{model}} ready"),
-                        Query("max by (model) (llama31_replicas_wanted)", "{{model}} wanted"),
+                        Query("sum by (release, model) (llama31_replica_ready)", "{{release}} {{model}} ready"),
+                        Query("max by (release, model) (llama31_replicas_wanted)", "{{release}} {{model}} wanted"),
                     ),
                 ),
                 Panel(
@@ -181,14 +184,19 @@ FLEET = Board(
                     "GPUs",
                     "Of all Ray clusters; logical ones on a stand-in.",
                     "short",
-                    (Query("sum by (state) (max by (state, ray_io_cluster) (llama31_gpus))", "{{state}}"),),
+                    (Query("sum by (state) (max by (state, release, ray_io_cluster) (llama31_gpus))", "{{state}}"),),
                     "areas",
                 ),
                 Panel(
                     "Placement pending",
                     "Replicas that wait for GPUs, and why.",
                     "short",
-                    (Query("max by (model, reason) (llama31_placement_pending) or vector(0)", "{{model}} {{reason}}"),),
+                    (
+                        Query(
+                            "max by (release, model, reason) (llama31_placement_pending) or vector(0)",
+                            "{{release}} {{model}} {{reason}}",
+                        ),
+                    ),
                 ),
                 Panel(
                     "Interrupted streams",
@@ -217,7 +225,12 @@ FLEET = Board(
                     "Certificates",
                     "Time until they expire.",
                     "s",
-                    (Query("min by (file) (llama31_certificate_expiry_timestamp_seconds) - time()", "{{file}}"),),
+                    (
+                        Query(
+                            "min by (release, file) (llama31_certificate_expiry_timestamp_seconds) - time()",
+                            "{{release}} {{file}}",
+                        ),
+                    ),
                 ),
                 Panel(
                     "Draining ingresses",

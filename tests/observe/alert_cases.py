@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from tests.observe.machine_cases import MACHINE_CASES
+from tests.observe.release_cases import RELEASE_CASES
 from tests.observe.situations import (
     FAULT_PAGE,
     NODE,
@@ -244,4 +245,5 @@ CASES: tuple[Case, ...] = (
     Case("Llama31RouterWithoutIndex", "a deploy", routes("0x5 0+100x55", "0+90x5 450x55"), "50m"),
     Case("Llama31RouterWithoutIndex", "nothing is cached", routes("0+10x60", "0+90x60", looked_up="0x60"), "50m"),
     *MACHINE_CASES,
+    *RELEASE_CASES,
 )

@@ -101,7 +101,7 @@ def wanted(replicas: int, minutes: int = 120) -> Series:
 def target(job: str, component: str, values: str, instance: str = "10.0.3.7:9400") -> Series:
     """A target of the chart's PodMonitor."""
     labels = {
-        "app_kubernetes_io_instance": "llama31",
+        "release": "models/llama31",
         "app_kubernetes_io_component": component,
         "ray_io_cluster": "llama31-x7k2p",
         "namespace": "models",

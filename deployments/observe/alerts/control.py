@@ -28,7 +28,7 @@ CONTROL = Group(
             "Llama31PlacementPending",
             "ticket",
             "10m",
-            "max by (model, reason) (llama31_placement_pending) > 0",
+            "max by (release, model, reason) (llama31_placement_pending) > 0",
             "{{ $labels.model }}: a replica waits for GPUs ({{ $labels.reason }})",
             "The cluster has no room for a replica that should run. `resources`: too few GPUs or CPUs are free. "
             "`layout`: no node has a tensor-parallel group free. `launching`: there is room, but no process yet.",

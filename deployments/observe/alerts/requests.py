@@ -7,8 +7,8 @@ from deployments.observe.objectives import COUNTED, FAULTY
 from deployments.observe.rule import Alert, Group
 
 _REASON_RATIO = (
-    f"sum by (model, outcome) (rate(llama31_requests_total{{{FAULTY}}}[10m]))\n"
-    f"/ on (model) group_left () sum by (model) (rate(llama31_requests_total{{{COUNTED}}}[10m]))"
+    f"sum by (release, model, outcome) (rate(llama31_requests_total{{{FAULTY}}}[10m]))\n"
+    f"/ on (release, model) group_left () sum by (release, model) (rate(llama31_requests_total{{{COUNTED}}}[10m]))"
 )
 
 _WAITING = "sum by (model) (llama31_admission_waiting)"
@@ -30,7 +30,7 @@ REQUESTS = Group(
             "Llama31StreamsInterrupted",
             "ticket",
             "0m",
-            f"sum by (model, cause) ({grown('llama31_interrupted_total', '15m')}) > 5",
+            f"sum by (release, model, cause) ({grown('llama31_interrupted_total', '15m')}) > 5",
             "{{ $labels.model }}: {{ $value | humanize }} streams lost their replica ({{ $labels.cause }})",
             "Streams that had begun ended with `STREAM_INTERRUPTED`, because their replica died or could not be "
             "reached. Clients have a part of their answer and must ask again.",
@@ -66,7 +66,7 @@ REQUESTS = Group(
             "Llama31QueueWaitLong",
             "ticket",
             "10m",
-            "histogram_quantile(0.95, sum by (model, le) (rate(llama31_queue_wait_seconds_bucket[10m]))) > 10",
+            "histogram_quantile(0.95, sum by (release, model, le) (rate(llama31_queue_wait_seconds_bucket[10m]))) > 10",
             "{{ $labels.model }}: one request in twenty waits over {{ $value | humanizeDuration }} for a replica",
             "Requests wait long before an engine takes them. Callers see it as a late first token.",
             ("One model, *Queue wait* beside *Running* and *Waiting*.",),
