@@ -39,7 +39,7 @@ TABLES = {
 
 def read_parquet(path: Path) -> list[dict[str, Any]]:
     """All rows."""
-    import pyarrow.parquet
+    import pyarrow.parquet  # type: ignore[import-not-found]
 
     rows: list[dict[str, Any]] = pyarrow.parquet.read_table(path).to_pylist()
     return rows
