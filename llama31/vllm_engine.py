@@ -102,8 +102,11 @@ def build_config(
     from vllm.engine.arg_utils import AsyncEngineArgs
     from vllm.usage.usage_lib import UsageContext
 
+    from llama31 import vllm_continuation
+
     config = AsyncEngineArgs(**engine_arguments(settings)).create_engine_config(UsageContext.ENGINE_CONTEXT)
     config.parallel_config.placement_group = group
+    config.scheduler_config.scheduler_cls = vllm_continuation.scheduler_for(config)
     if link is not None:
         config.additional_config["llama31_rank_link"] = asdict(link)
     return config
