@@ -35,7 +35,7 @@ BUSY_S = 0.001
 MAX_REST_S = 0.010
 
 # Why a sequence lost its replica, for a metric and for the client, who hears no more than this.
-Loss = Literal["connection_lost", "closed", "silent", "gap", "engine_failed"]
+Loss = Literal["connection_lost", "closed", "silent", "gap", "engine_failed", "draining"]
 
 
 class SequenceStream:
@@ -44,7 +44,8 @@ class SequenceStream:
     def __init__(self, request: EngineRequest, attempt: int, link: ReplicaLink) -> None:
         self.request = request
         self.attempt = attempt
-        self.received_tokens = 0
+        # As an index in the whole output.
+        self.received_tokens = len(request.output_token_ids)
         self._link = link
         self._waiting: EngineOutput | None = None
         self._is_lost = False
@@ -58,6 +59,11 @@ class SequenceStream:
     def replica_id(self) -> str:
         """Who computes this sequence."""
         return self._link.record.replica_id
+
+    @property
+    def digest(self) -> int:
+        """Which function computes it."""
+        return self._link.record.digest
 
     async def next(self) -> EngineOutput | None:
         """Everything that came since the last call, as one output; None after `wake`. Raises: StreamInterrupted."""
@@ -120,7 +126,7 @@ class ReplicaLink:
         self.state = EngineState()
         self.price = Charge()
         self.became_ready = asyncio.Event()
-        self.draining = False
+        self.became_draining = asyncio.Event()
         self.alive = True
         self._ingress_id = ingress_id
         self._epoch = epoch
@@ -136,6 +142,11 @@ class ReplicaLink:
     def is_ready(self) -> bool:
         """Whether the replica greeted us and is still there."""
         return self.became_ready.is_set() and self.alive
+
+    @property
+    def draining(self) -> bool:
+        """Whether it takes nothing new."""
+        return self.became_draining.is_set()
 
     def snapshot(self) -> ReplicaSnapshot:
         """What the router may know now."""
@@ -174,6 +185,16 @@ class ReplicaLink:
         if stream is not None and self.alive:
             cancel = pb.Cancel(request_id=request_id, attempt=stream.attempt)
             self._next_request(cancel.ByteSize()).cancels.append(cancel)
+
+    def equals(self, other: ReplicaLink) -> bool:
+        """Whether both compute the same function."""
+        return self.record.digest == other.record.digest
+
+    def hand_over(self) -> None:
+        """Ends every sequence here, so that each goes on elsewhere."""
+        for request_id, stream in tuple(self._streams.items()):
+            self.cancel(request_id)
+            stream.lose("draining")
 
     async def run(self) -> None:
         """Talks to the replica until either stream ends; every open sequence then hears of it."""
@@ -252,7 +273,8 @@ class ReplicaLink:
             if message is None:
                 raise _StreamEnded
             self.state = decode_state(message)
-            self.draining = message.draining
+            if message.draining:
+                self.became_draining.set()
 
     def _deliver(self, message: pb.Output) -> None:
         stream = self._streams.get(message.request_id)

@@ -24,14 +24,20 @@ class Router:
         self._fleet = fleet
         self._policy = policy
 
-    def submit(self, job: Job, request: EngineRequest, attempt: int, avoid: str | None) -> SequenceStream:
-        """Gives a sequence of the job to a replica other than `avoid`. Raises: NoReadyReplica."""
+    async def wait_changed(self) -> None:
+        """Returns when the next `submit` may find another fleet."""
+        await self._fleet.wait_changed(self._fleet.version)
+
+    def submit(
+        self, job: Job, request: EngineRequest, attempt: int, avoid: str | None, digest: int | None
+    ) -> SequenceStream:
+        """Gives a sequence of the job to a replica other than `avoid`, of that digest. Raises: NoReadyReplica."""
         features = RequestFeatures(
-            prompt_tokens=len(request.prompt_token_ids),
+            prompt_tokens=len(request.prompt_token_ids) + len(request.output_token_ids),
             max_output_tokens=request.limits.max_output_tokens,
             affinity_key=job.options.affinity_key,
         )
-        candidates = [s for s in self._fleet.snapshots() if s.replica_id != avoid]
+        candidates = [s for s in self._fleet.snapshots(digest) if s.replica_id != avoid]
         route = self._policy.route(features, candidates)
         if route.replica_id is None:
             raise NoReadyReplica(self._model, self._fleet.state())
