@@ -152,6 +152,7 @@ class IngressConfig(Section):
     reflection: bool = True
     drain_s: float = Field(default=20.0, ge=0)
     max_output_tokens: int = Field(default=4096, ge=1, description="when the request names no limit")
+    continue_within_s: float = Field(default=300.0, ge=0, description="a stream waits so long for another replica")
     max_requests: int = Field(default=8192, ge=1, description="in flight in one ingress; more are refused at once")
     hold_s: float = Field(default=30.0, ge=0, le=3600, description="a request waits so long for the first replica")
     auth: AuthConfig | None = None

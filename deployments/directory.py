@@ -43,7 +43,10 @@ class WorkerAddress:
 
 @dataclass(frozen=True, slots=True)
 class ReplicaRecord:
-    """What a replica announces. `detail` is for people; `address` is set once the worker listens."""
+    """What a replica announces. `detail` is for people; `address` is set once the worker listens.
+
+    Replicas of equal `digest` compute the same function: a sequence may go on from one to the other.
+    """
 
     replica_id: str
     incarnation: int
@@ -53,6 +56,7 @@ class ReplicaRecord:
     detail: str = ""
     pid: int = 0
     address: WorkerAddress | None = None
+    digest: int = 0
     ranks: tuple[RankReport, ...] = ()
 
 

@@ -24,6 +24,7 @@ from cluster.placement import check_landed, order_bundles
 from cluster.ray_cluster import bundle_nodes, node_metrics_urls, placing_s, snapshot
 from deployments.config import ServiceConfig, checkpoint_dir, metrics_directory
 from deployments.directory import ANNOUNCE_EVERY_S, Phase, ReplicaRecord, open_directory, told
+from deployments.engine_digest import engine_digest
 from deployments.metered_engine import MeteredEngine
 from deployments.metrics import Metrics
 from deployments.node_exporter import NodeExporter, forget_dead
@@ -92,7 +93,8 @@ class EngineServer:
             self._metrics.fail(error)
             await self._announce("failed", str(error))
             raise
-        self._record = replace(self._record, address=address, ranks=self._engine.ranks())
+        digest = await asyncio.to_thread(engine_digest, config)
+        self._record = replace(self._record, address=address, digest=digest, ranks=self._engine.ranks())
         self._following = asyncio.create_task(self._follow_engine())
         await self._announce("ready", "")
 

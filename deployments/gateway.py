@@ -7,6 +7,7 @@ import secrets
 from collections.abc import AsyncGenerator, AsyncIterator, Callable, Sequence
 from contextlib import ExitStack, aclosing, asynccontextmanager
 from dataclasses import replace
+from functools import partial
 
 from cluster.policy import RouterPolicy
 from deployments.admission import Admission, Ticket
@@ -15,15 +16,16 @@ from deployments.call import Call, ModelStatus, ReplicaStatus
 from deployments.choices import ChoiceRun, Job, interleaved, total_usage, used_tokens
 from deployments.config import ServiceConfig
 from deployments.constraint_check import ConstraintCheck, asked_of
+from deployments.continuation import ContinuingStream
 from deployments.fleet import Fleet
 from deployments.in_flight import InFlight
 from deployments.metrics import Metrics
 from deployments.model_checks import check_ids, check_options, constraint_of, resolve_sampling
 from deployments.policies.admission import FairAdmission
-from deployments.replica_link import Loss
 from deployments.request_log import log_labelled
 from deployments.room import EngineBounds, Room
 from deployments.router import Router
+from deployments.sequence_stream import Loss
 from deployments.tenancy import Tenancy, Visit
 from deployments.tenant import LOCAL, Tenant
 from deployments.tracing import AnswerSpan, Tracing
@@ -77,6 +79,7 @@ class ServiceGateway:
         self._ttft = metrics.child("llama31_ttft_seconds", model=config.model)
         self._inter_token = metrics.child("llama31_inter_token_seconds", model=config.model)
         self._queue_wait = metrics.child("llama31_queue_wait_seconds", model=config.model)
+        self._continuation_gap = metrics.child("llama31_continuation_gap_seconds", model=config.model)
         self._footprint = config.energy.footprint if config.energy else None
         self._tenancy = tenancy or Tenancy(metrics)
         self._tracing = tracing
@@ -306,7 +309,7 @@ class ServiceGateway:
         runs: list[ChoiceRun] = []
         try:
             for index, answer in enumerate(answers):
-                runs.append(ChoiceRun(job, index, answer, self._router.submit, self._observe, self._count_loss))
+                runs.append(ChoiceRun(job, index, answer, self._start, self._observe))
             # The usual single choice saves a layer that every token would pass.
             async with aclosing(runs[0].events() if len(runs) == 1 else interleaved(runs)) as events:
                 held = await _until_scored(events, runs[0]) if job.scores_prompt else ()
@@ -337,6 +340,16 @@ class ServiceGateway:
             gap_s = (now_s - answer.last_token_s) / len(output.tokens.ids)
             self._inter_token.observe(gap_s)
         answer.last_token_s = now_s
+
+    def _start(self, job: Job, request: EngineRequest) -> ContinuingStream:
+        return ContinuingStream(
+            request,
+            partial(self._router.submit, job),
+            self._router.wait_changed,
+            self._config.ingress.continue_within_s,
+            self._count_loss,
+            self._continuation_gap.observe,
+        )
 
     def _count_loss(self, loss: Loss) -> None:
         self._metrics.add("llama31_interrupted_total", model=self._config.model, cause=loss)

@@ -31,7 +31,7 @@ class MeteredEngine:
         self._fit = StepFit(max_step_tokens)
         self._speed: StepSpeed | None = None
         self._cost = SharedCost()
-        # Prompt tokens of sequences that have no output yet.
+        # Prompt tokens of sequences that have no output yet, and those that other replicas emitted.
         self._waiting: dict[str, int] = {}
         self._in_flight = 0
         self._busy_s = 0.0
@@ -67,7 +67,7 @@ class MeteredEngine:
         if not self._in_flight:
             self._since_s = self._step_since_s = _now_s()
         self._in_flight += 1
-        self._waiting[request.request_id] = len(request.prompt_token_ids)
+        self._waiting[request.request_id] = len(request.prompt_token_ids) + len(request.output_token_ids)
 
     def cancel(self, request_id: str) -> None:
         """As the engine's."""

@@ -6,9 +6,7 @@ import asyncio
 import logging
 import time
 from collections import deque
-from collections.abc import AsyncIterator, Callable, Mapping, Sequence
-from dataclasses import dataclass, replace
-from typing import Literal
+from collections.abc import AsyncIterator, Mapping
 
 import grpc
 
@@ -17,12 +15,11 @@ from deployments.block_feed import BlockNews
 from deployments.directory import ReplicaRecord, WorkerAddress
 from deployments.policies.charging import Charge
 from deployments.policies.prefix_index import PrefixIndex
+from deployments.sequence_stream import NO_FORECAST, Forecast, Loss, SequenceStream
 from deployments.worker_codec import MAX_MESSAGE_BYTES, decode_output, encode_submit
 from deployments.worker_server import AUTHORIZATION, PROTOCOL, machine_boot_id
 from deployments.worker_state import decode_blocks, decode_speed, decode_state
-from llama31.chat import ResourceUse, TokenColumns
-from llama31.engine import EngineOutput, EngineRequest, EngineState
-from llama31.errors import StreamInterrupted
+from llama31.engine import EngineRequest, EngineState
 from llama31.prefix_blocks import ROUTING_BLOCK_TOKENS
 from llama31.worker.v1 import worker_service_pb2 as pb
 from llama31.worker.v1 import worker_service_pb2_grpc as pb_grpc
@@ -37,108 +34,6 @@ WAKE_AT_ONCE = 32
 # See `rest_s`. Timers of the event loop count milliseconds.
 BUSY_S = 0.001
 MAX_REST_S = 0.010
-
-Progress = Callable[[bool], None]
-
-# Why a sequence lost its replica, for a metric and for the client, who hears no more than this.
-Loss = Literal["connection_lost", "closed", "silent", "gap", "engine_failed"]
-
-
-@dataclass(frozen=True, slots=True)
-class Forecast:
-    """What is thought of a sequence when it is sent: the blocks of its prompt, of which the replica's cache has
-    `cached_tokens`. `on_first_token` is called when that comes.
-    """
-
-    blocks: Sequence[int] = ()
-    cached_tokens: int = 0
-    on_first_token: Callable[[], None] = lambda: None
-
-
-_NO_FORECAST = Forecast()
-
-
-class SequenceStream:
-    """The outputs of one sequence; what arrives while nobody reads is merged, never queued up."""
-
-    def __init__(
-        self, request: EngineRequest, attempt: int, link: ReplicaLink, forecast: Forecast = _NO_FORECAST
-    ) -> None:
-        self.request = request
-        self.attempt = attempt
-        self.forecast = forecast
-        # Of its prompt, until its first token has come; the last one is always computed.
-        self.prefill_tokens = max(1, len(request.prompt_token_ids) - forecast.cached_tokens)
-        self.index_ticket = 0
-        self.received_tokens = 0
-        # Told of the first output and of the end (True), whether or not anybody reads them yet.
-        self.progress: Progress | None = None
-        self._link = link
-        self._waiting: EngineOutput | None = None
-        self._is_lost = False
-        self.loss: Loss = "engine_failed"
-        self._ready = asyncio.Event()
-        # What the replica last said that this was charged, and its price then; no price after the end.
-        self._charged: ResourceUse | None = None
-        self._charged_at: Charge | None = None
-
-    @property
-    def replica_id(self) -> str:
-        """Who computes this sequence."""
-        return self._link.record.replica_id
-
-    async def next(self) -> EngineOutput | None:
-        """Everything that came since the last call, as one output; None after `wake`. Raises: StreamInterrupted."""
-        await self._ready.wait()
-        if self._waiting is not None:
-            output, self._waiting = self._waiting, None
-            if not self._is_lost:
-                self._ready.clear()
-            return output
-        if not self._is_lost:
-            self._ready.clear()
-            return None
-        raise StreamInterrupted(self.replica_id, self.received_tokens, self.loss)
-
-    def wake(self) -> None:
-        """Ends a wait although nothing came."""
-        self._ready.set()
-
-    def put(self, first_token: int, output: EngineOutput) -> None:
-        """Takes an output from the link; a gap or a repetition breaks the stream loudly."""
-        if output.tokens.ids and first_token != self.received_tokens:
-            words = "replica %s: token %d was expected, token %d came"
-            log.warning(words, self.replica_id, self.received_tokens, first_token)
-            self.lose("gap")
-            return
-        if self.progress is not None and (not self.received_tokens or output.finish_reason is not None):
-            self.progress(output.finish_reason is not None)
-        self.received_tokens += len(output.tokens.ids)
-        self._waiting = output if self._waiting is None else join_outputs(self._waiting, output)
-        self._ready.set()
-        if output.resources is not None:
-            self._charged = output.resources
-            self._charged_at = None if output.is_last else self._link.price
-
-    def resources(self) -> ResourceUse | None:
-        """What this sequence has been charged by now; None where nobody says."""
-        if self._charged is None or self._charged_at is None:
-            return self._charged
-        since = self._link.price.minus(self._charged_at)
-        charged = self._charged
-        return replace(
-            charged, accelerator_s=charged.accelerator_s + since.accelerator_s, joules=charged.joules + since.joules
-        )
-
-    def lose(self, loss: Loss) -> None:
-        """Nothing more will come."""
-        self.loss = loss
-        self._is_lost = True
-        self._ready.set()
-
-    def cancel(self) -> None:
-        """Tells the replica to stop and to free the KV; idempotent, also after the end."""
-        self._link.cancel(self.request.request_id)
 
 
 class ReplicaLink:
@@ -155,7 +50,7 @@ class ReplicaLink:
         self._reported_s = time.monotonic()
         self.price = Charge()
         self.became_ready = asyncio.Event()
-        self.draining = False
+        self.became_draining = asyncio.Event()
         self.alive = True
         self._ingress_id = ingress_id
         self._epoch = epoch
@@ -172,6 +67,11 @@ class ReplicaLink:
     def is_ready(self) -> bool:
         """Whether the replica greeted us and is still there."""
         return self.became_ready.is_set() and self.alive
+
+    @property
+    def draining(self) -> bool:
+        """Whether it takes nothing new."""
+        return self.became_draining.is_set()
 
     def snapshot(self) -> ReplicaSnapshot:
         """What the router may know now."""
@@ -196,7 +96,7 @@ class ReplicaLink:
         attempt: int,
         deadline_in_ms: int,
         trace: Mapping[str, str] | None = None,
-        forecast: Forecast = _NO_FORECAST,
+        forecast: Forecast = NO_FORECAST,
     ) -> SequenceStream:
         """Gives a sequence to the replica; `trace` is the W3C context that its span belongs to."""
         stream = SequenceStream(request, attempt, self, forecast)
@@ -221,6 +121,16 @@ class ReplicaLink:
         if stream is not None and self.alive:
             cancel = pb.Cancel(request_id=request_id, attempt=stream.attempt)
             self._next_request(cancel.ByteSize()).cancels.append(cancel)
+
+    def equals(self, other: ReplicaLink) -> bool:
+        """Whether both compute the same function."""
+        return self.record.digest == other.record.digest
+
+    def hand_over(self) -> None:
+        """Ends every sequence here, so that each goes on elsewhere."""
+        for request_id, stream in tuple(self._streams.items()):
+            self.cancel(request_id)
+            stream.lose("draining")
 
     async def run(self) -> None:
         """Talks to the replica until either stream ends; every open sequence then hears of it."""
@@ -313,7 +223,8 @@ class ReplicaLink:
                 if message is None:
                     raise _StreamEnded
                 self.state, self.speed = decode_state(message), decode_speed(message)
-                self.draining = message.draining
+                if message.draining:
+                    self.became_draining.set()
                 self._reported_s = time.monotonic()
                 if message.block_event_sequence:
                     heard += 1
@@ -376,23 +287,3 @@ def rest_s(busy_s: float) -> float:
 def dial_target(address: WorkerAddress) -> str:
     """The unix socket on the replica's own machine, its node address from elsewhere."""
     return f"unix:{address.unix_path}" if address.boot_id == machine_boot_id() else address.target
-
-
-def join_outputs(earlier: EngineOutput, later: EngineOutput) -> EngineOutput:
-    """Two outputs of one sequence as if one step had made them."""
-    first, second = earlier.tokens, later.tokens
-    tokens = TokenColumns(
-        ids=first.ids + second.ids,
-        logprobs=first.logprobs + second.logprobs,
-        top_k=max(first.top_k, second.top_k),
-        top_ids=first.top_ids + second.top_ids,
-        top_logprobs=first.top_logprobs + second.top_logprobs,
-    )
-    return replace(
-        later,
-        tokens=tokens,
-        cached_prompt_tokens=max(earlier.cached_prompt_tokens, later.cached_prompt_tokens),
-        queued_s=max(earlier.queued_s, later.queued_s),
-        prefill_s=max(earlier.prefill_s, later.prefill_s),
-        prompt=earlier.prompt or later.prompt,
-    )

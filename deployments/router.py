@@ -11,7 +11,7 @@ from cluster.policy import NOTHING_CACHED, RequestFeatures, Route, RouterPolicy
 from deployments.choices import Job
 from deployments.fleet import Fleet
 from deployments.metrics import Metrics
-from deployments.replica_link import Forecast, SequenceStream
+from deployments.sequence_stream import Forecast, SequenceStream
 from llama31.engine import EngineRequest
 from llama31.errors import NoReadyReplica
 from llama31.prefix_blocks import ROUTING_BLOCK_TOKENS, block_hashes
@@ -41,15 +41,21 @@ class Router:
             return block_hashes(token_ids, salt)
         return await asyncio.to_thread(block_hashes, token_ids, salt)
 
-    def submit(self, job: Job, request: EngineRequest, attempt: int, avoid: str | None) -> SequenceStream:
-        """Gives a sequence of the job to a replica other than `avoid`. Raises: NoReadyReplica."""
+    async def wait_changed(self) -> None:
+        """Returns when the next `submit` may find another fleet."""
+        await self._fleet.wait_changed(self._fleet.version)
+
+    def submit(
+        self, job: Job, request: EngineRequest, attempt: int, avoid: str | None, digest: int | None
+    ) -> SequenceStream:
+        """Gives a sequence of the job to a replica other than `avoid`, of that digest. Raises: NoReadyReplica."""
         features = RequestFeatures(
-            prompt_tokens=len(request.prompt_token_ids),
+            prompt_tokens=len(request.prompt_token_ids) + len(request.output_token_ids),
             max_output_tokens=request.limits.max_output_tokens,
             affinity_key=job.options.affinity_key,
             block_hashes=job.blocks,
         )
-        candidates = [s for s in self._fleet.snapshots() if s.replica_id != avoid]
+        candidates = [s for s in self._fleet.snapshots(digest) if s.replica_id != avoid]
         route = self._policy.route(features, candidates, self._cached_tokens(job.blocks))
         if route.replica_id is None:
             raise NoReadyReplica(self._model, self._fleet.state())

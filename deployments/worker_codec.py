@@ -8,7 +8,7 @@ from deployments.constraint_codec import decode_constraint, encode_constraint
 from deployments.resource_codec import decode_resources, encode_resources
 from llama31.chat import FinishReason, TokenColumns
 from llama31.engine import EngineOutput, EngineRequest, Limits, Sampling
-from llama31.errors import InvalidRequest, Unsupported
+from llama31.errors import InvalidRequest
 from llama31.v1 import common_pb2
 from llama31.worker.v1 import worker_service_pb2 as pb
 
@@ -21,6 +21,7 @@ def encode_submit(request: EngineRequest) -> pb.Submit:
     message = pb.Submit(
         request_id=request.request_id,
         prompt_token_ids=request.prompt_token_ids,
+        output_token_ids=request.output_token_ids,
         sampling=pb.Sampling(
             temperature=sampling.temperature,
             top_p=sampling.top_p,
@@ -53,9 +54,7 @@ def encode_submit(request: EngineRequest) -> pb.Submit:
 
 
 def decode_submit(message: pb.Submit) -> EngineRequest:
-    """The request of a Submit. Raises: Unsupported for what this replica cannot do."""
-    if message.output_token_ids:
-        raise Unsupported("output_token_ids", "this replica does not continue sequences")
+    """The request of a Submit."""
     sampling, limits = message.sampling, message.limits
     return EngineRequest(
         request_id=message.request_id,
@@ -82,6 +81,7 @@ def decode_submit(message: pb.Submit) -> EngineRequest:
         cache_salt=message.cache_salt,
         constraint=decode_constraint(message.constraint),
         prompt_top_logprobs=message.prompt_top_logprobs if message.prompt_logprobs else None,
+        output_token_ids=tuple(message.output_token_ids),
     )
 
 

@@ -21,7 +21,7 @@ from deployments.worker_codec import decode_submit, encode_output, merge_outputs
 from deployments.worker_state import encode_state
 from llama31.chat import TokenColumns
 from llama31.engine import Engine, EngineOutput
-from llama31.errors import EngineFailed, Llama31Error
+from llama31.errors import Draining, EngineFailed, Llama31Error
 from llama31.prefix_blocks import ROUTING_BLOCK_TOKENS
 from llama31.worker.v1 import worker_service_pb2 as pb
 from llama31.worker.v1 import worker_service_pb2_grpc as pb_grpc
@@ -134,6 +134,7 @@ class WorkerServer(pb_grpc.WorkerServiceServicer):
         self._tracing = tracing
         self._spans: dict[str, SequenceSpan] = {}
         self._draining = False
+        self._failure: EngineFailed | None = None
         self._idle = asyncio.Event()
         self._idle.set()
         self._state_changed = asyncio.Event()
@@ -242,7 +243,9 @@ class WorkerServer(pb_grpc.WorkerServiceServicer):
         span = self._tracing and self._tracing.sequence(message.trace, self._record.replica_id, message.attempt)
         try:
             if self._draining:
-                raise EngineFailed("this replica is draining")
+                raise Draining
+            if self._failure is not None:
+                raise self._failure
             self._engine.submit(decode_submit(message))
         except Llama31Error as error:
             if span:
@@ -251,7 +254,7 @@ class WorkerServer(pb_grpc.WorkerServiceServicer):
             peer.push_message(pb.Output(request_id=request_id, attempt=message.attempt, refusal=refusal))
             return
         peer.attempts[request_id] = message.attempt
-        peer.emitted[request_id] = 0
+        peer.emitted[request_id] = len(message.output_token_ids)
         if span:
             self._spans[request_id] = span
         self._owner[request_id] = peer
@@ -289,6 +292,7 @@ class WorkerServer(pb_grpc.WorkerServiceServicer):
                 for output in await self._engine.next_step():
                     self._deliver(output)
         except EngineFailed as error:
+            self._failure = error
             for request_id in list(self._owner):
                 self._deliver(EngineOutput(request_id, TokenColumns(), error=str(error)))
             self._on_failure(error)

@@ -44,7 +44,8 @@ class Limits:
 class EngineRequest:
     """One sequence. `top_logprobs` None: no log-probabilities; 0: of the chosen token only.
 
-    `prompt_top_logprobs` asks the same for the tokens of the prompt.
+    `prompt_top_logprobs` asks the same for the tokens of the prompt. `output_token_ids` were emitted by other
+    replicas: the sequence goes on after them. They count as its output in every way, but do not come again.
     """
 
     request_id: str
@@ -56,6 +57,7 @@ class EngineRequest:
     cache_salt: str = ""
     constraint: Constraint | None = None
     prompt_top_logprobs: int | None = None
+    output_token_ids: Sequence[int] = ()
 
 
 @dataclass(frozen=True, slots=True)

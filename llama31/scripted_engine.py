@@ -99,7 +99,8 @@ class ScriptedEngine:
         """Queues a sequence."""
         if request.request_id in self._waiting or request.request_id in self._running:
             raise DuplicateRequest(request.request_id)
-        self._waiting[request.request_id] = _Sequence(request, self._script.answer(request))
+        emitted = len(request.output_token_ids)
+        self._waiting[request.request_id] = _Sequence(request, self._script.answer(request), emitted)
         self._work.set()
 
     def cancel(self, request_id: str) -> None:

@@ -116,12 +116,15 @@ def build_config(
     from vllm.engine.arg_utils import AsyncEngineArgs
     from vllm.usage.usage_lib import UsageContext
 
+    from llama31 import vllm_continuation
+
     arguments = engine_arguments(settings)
     if settings.tells_blocks:
         assert settings.socket_dir is not None
         arguments["kv_events_config"] = events_config(settings.socket_dir)
     config = AsyncEngineArgs(**arguments).create_engine_config(UsageContext.ENGINE_CONTEXT)
     config.parallel_config.placement_group = group
+    config.scheduler_config.scheduler_cls = vllm_continuation.scheduler_for(config)
     if link is not None:
         config.additional_config["llama31_rank_link"] = asdict(link)
     return config

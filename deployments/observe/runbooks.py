@@ -62,7 +62,7 @@ kubectl exec -n NAMESPACE HEAD_POD -c ray-head -- llama31 status --address 127.0
 kubectl delete pod -n NAMESPACE POD   # ends a replica; POD has the address of one of its ranks
 ```
 
-Streams of a replica that is ended so get `STREAM_INTERRUPTED`. Serve starts another one; KubeRay replaces all pods of
+Streams of a replica that is ended so go on elsewhere. Serve starts another one; KubeRay replaces all pods of
 that replica. Ray's dashboard shows processes and logs, but ends none.
 
 ## Boards

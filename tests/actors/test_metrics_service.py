@@ -22,7 +22,7 @@ from deployments.client_access import Tls
 from deployments.metric_table import METRICS, Metric
 from deployments.tenants_file import file_lines, make_key
 from llama31.chat import ResourceUse
-from llama31.errors import StreamInterrupted, Unauthenticated
+from llama31.errors import Unauthenticated
 from tests.programs import find_program
 from tests.serving import greedy, ready_records, served, wait_for
 from tests.waiting import free_port
@@ -116,8 +116,7 @@ async def make_everything_happen(service: Served) -> None:
         assert stream.result.started is not None
         victim = next(r for r in ready_records() if r.replica_id == stream.result.started.replica_id)
         os.kill(victim.pid, signal.SIGKILL)
-        with pytest.raises(StreamInterrupted):
-            await stream.text()
+        await stream.text()
     service.tenants_file.write_text(service.tenants_file.read_text() + "# read again\n")
 
 

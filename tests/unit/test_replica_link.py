@@ -26,7 +26,8 @@ from replica import (
 from deployments.directory import Directory, ReplicaRecord, WorkerAddress
 from deployments.fleet import Fleet
 from deployments.policies.prefix_index import PrefixIndex
-from deployments.replica_link import MAX_REST_S, ReplicaLink, SequenceStream, dial_target, join_outputs, rest_s
+from deployments.replica_link import MAX_REST_S, ReplicaLink, dial_target, rest_s
+from deployments.sequence_stream import SequenceStream, join_outputs
 from deployments.worker_server import machine_boot_id
 from llama31.chat import FinishReason, TokenColumns
 from llama31.engine import EngineOutput

@@ -6,7 +6,6 @@ from dataclasses import replace
 from itertools import pairwise
 from types import MappingProxyType
 
-import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from replica import engine_request
@@ -22,7 +21,6 @@ from deployments.worker_codec import (
 )
 from llama31.chat import AnyJsonObject, FinishReason, Grammar, JsonSchema, OneOf, Regex, TokenColumns
 from llama31.engine import EngineOutput, EngineRequest, Limits, Sampling
-from llama31.errors import Unsupported
 from llama31.worker.v1 import worker_service_pb2 as pb
 
 IDS = st.integers(0, 128_255)
@@ -34,6 +32,7 @@ REQUESTS = st.builds(
     EngineRequest,
     request_id=NAMES,
     prompt_token_ids=st.lists(IDS, max_size=20).map(tuple),
+    output_token_ids=st.lists(IDS, max_size=20).map(tuple),
     sampling=st.builds(
         Sampling,
         temperature=FLOATS,
@@ -112,12 +111,6 @@ def test_an_error_is_a_refusal_with_its_reason() -> None:
     refused = EngineOutput("a", TokenColumns(), refusal="the engine does not take it")
     assert refused.is_last
     assert decode_output(encode_output(refused, 0, 0)) == refused
-
-
-def test_what_a_replica_cannot_do_is_refused() -> None:
-    with pytest.raises(Unsupported) as caught:
-        decode_submit(pb.Submit(output_token_ids=[1]))
-    assert caught.value.field == "output_token_ids"
 
 
 @settings(max_examples=50, deadline=None)

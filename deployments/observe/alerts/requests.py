@@ -10,6 +10,7 @@ _REASON_RATIO = (
     f"sum by (release, model, outcome) (rate(llama31_requests_total{{{FAULTY}}}[10m]))\n"
     f"/ on (release, model) group_left () sum by (release, model) (rate(llama31_requests_total{{{COUNTED}}}[10m]))"
 )
+_UNPLANNED = 'llama31_interrupted_total{cause!="draining"}'
 
 _WAITING = "sum by (model) (llama31_admission_waiting)"
 
@@ -30,10 +31,10 @@ REQUESTS = Group(
             "Llama31StreamsInterrupted",
             "ticket",
             "0m",
-            f"sum by (release, model, cause) ({grown('llama31_interrupted_total', '15m')}) > 5",
+            f"sum by (release, model, cause) ({grown(_UNPLANNED, '15m')}) > 5",
             "{{ $labels.model }}: {{ $value | humanize }} streams lost their replica ({{ $labels.cause }})",
-            "Streams that had begun ended with `STREAM_INTERRUPTED`, because their replica died or could not be "
-            "reached. Clients have a part of their answer and must ask again.",
+            "A replica died or could not be reached. Its streams go on elsewhere, with a pause; clients get "
+            "`STREAM_INTERRUPTED` only where no replica of equal weights was ready within `ingress.continue_within_s`.",
             (
                 "One model, *Replicas ready*: did a replica go at that time?",
                 f"{REPLICA_LOG} The cause stands in its last lines.",
