@@ -8,7 +8,7 @@ import subprocess
 import sys
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import aiohttp
@@ -24,6 +24,7 @@ from deployments.directory import Phase, ReplicaRecord
 from deployments.ingress_metrics import IngressMetrics
 from deployments.metric_table import METRICS
 from deployments.node_exporter import NodeExporter, merge_ray_texts
+from deployments.policies.prefix_index import PrefixIndex
 from deployments.power import ModelledPower
 from deployments.rank_exporters import other_machines
 from deployments.replica_metrics import ReplicaMetrics
@@ -315,6 +316,10 @@ PENDING = [
 class Replicas:
     wanted: int = 1
     phases: tuple[Phase, ...] = ()
+    index: PrefixIndex = field(default_factory=lambda: PrefixIndex(10))
+
+    def indexed_replicas(self) -> int:
+        return 0
 
     def records(self) -> list[ReplicaRecord]:
         return [ReplicaRecord(f"r{i}", 1, MODEL, "tp2", phase) for i, phase in enumerate(self.phases)]

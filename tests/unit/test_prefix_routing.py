@@ -9,6 +9,16 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
+from replica import (
+    MODEL,
+    Replica,
+    endless,
+    engine_request,
+    process_metrics,
+    running_fleet,
+    running_replica,
+    sample,
+)
 
 from deployments import replica_link, router, worker_server
 from deployments.block_feed import BlockNews
@@ -21,16 +31,6 @@ from deployments.router import Router
 from llama31.chat import GenerationOptions
 from llama31.prefix_blocks import ROUTING_BLOCK_TOKENS, block_hashes
 from llama31.scripted_engine import Script
-from tests.unit.replica import (
-    MODEL,
-    Replica,
-    endless,
-    engine_request,
-    process_metrics,
-    running_fleet,
-    running_replica,
-    sample,
-)
 from tests.waiting import until
 
 CACHE = Script(answer=endless, step_s=0.001, prefix_cache_tokens=10 * ROUTING_BLOCK_TOKENS)
@@ -53,7 +53,7 @@ async def send(fleet: Fleet, name: str, prompt: Sequence[int] = PROMPT) -> tuple
     request = engine_request(name, prompt, 2)
     blocks = await asked.blocks_of(prompt, request.cache_salt)
     job = Job(Call(name), GenerationOptions(), request, 0.0, is_limited_by_context=False, blocks=blocks)
-    stream = asked.submit(job, request, 0, None)
+    stream = asked.submit(job, request, 0, None, None)
     cached_tokens = 0
     while True:
         output = await stream.next()
