@@ -36,12 +36,13 @@ _tests: dict[str, int] = defaultdict(int)
 
 @pytest.hookimpl(wrapper=True)
 def pytest_collection() -> Generator[None, object, object]:
-    """What is imported stays: the garbage collector need not look at 300,000 objects again and again."""
+    """What is imported stays, and tests leave little: the garbage collector need not look at all of it so often."""
     gc.disable()
     try:
         return (yield)
     finally:
         gc.freeze()
+        gc.set_threshold(20_000)
         gc.enable()
 
 
