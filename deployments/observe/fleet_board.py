@@ -147,8 +147,8 @@ FLEET = Board(
                     "reach the ledger (0: one does not).",
                     "short",
                     (
-                        Query("sum by (model) (llama31_room_share)", "{{model}} leased"),
-                        Query("min by (model) (llama31_ledger_answers)", "{{model}} ledger"),
+                        Query("sum by (release, model) (llama31_room_share)", "{{release}} {{model}} leased"),
+                        Query("min by (release, model) (llama31_ledger_answers)", "{{release}} {{model}} ledger"),
                     ),
                 ),
             ),

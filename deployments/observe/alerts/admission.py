@@ -11,7 +11,7 @@ ADMISSION = Group(
             "Llama31LedgerAway",
             "ticket",
             "10m",
-            "min by (model) (llama31_ledger_answers) == 0",
+            "min by (release, model) (llama31_ledger_answers) == 0",
             "{{ $labels.model }}: an ingress has not reached the ledger of leases for ten minutes",
             "Requests are answered. But each ingress fills a fixed share of the room and hands out a fixed share of "
             "every tenant's limits: a tenant whose connections all end at one ingress gets only that share.",

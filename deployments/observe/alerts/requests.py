@@ -12,7 +12,7 @@ _REASON_RATIO = (
 )
 _UNPLANNED = 'llama31_interrupted_total{cause!="draining"}'
 
-_WAITING = "sum by (model) (llama31_admission_waiting)"
+_WAITING = "sum by (release, model) (llama31_admission_waiting)"
 
 REQUESTS = Group(
     "llama31-requests",

@@ -5,7 +5,7 @@ from __future__ import annotations
 from deployments.observe.alerts.terms import END_REPLICA
 from deployments.observe.rule import Alert, Group
 
-_ROUTES = "sum by (model) (rate(llama31_routes_total{}[10m]))"
+_ROUTES = "sum by (release, model) (rate(llama31_routes_total{}[10m]))"
 _BLIND = _ROUTES.format('{reason=~"no_index|stale"}')
 
 ROUTING = Group(
@@ -17,7 +17,8 @@ ROUTING = Group(
             "15m",
             # Engines that run without prefix caching look nothing up: there is nothing to know of them.
             f"{_BLIND} / {_ROUTES.format('')} > 0.5\n"
-            "and on (model) sum by (model) (rate(llama31_replica_prefix_query_tokens_total[10m])) > 0",
+            "and on (release, model) sum by (release, model) "
+            "(rate(llama31_replica_prefix_query_tokens_total[10m])) > 0",
             "{{ $labels.model }}: most requests are routed without knowing what is cached",
             "Replicas cache the beginnings of prompts, but the ingresses do not hear of it, or too late. Requests are "
             "still answered; prompts are computed again that another replica had.",
