@@ -126,6 +126,13 @@ def test_the_line_is_near_typical_steps(plan: tuple[str, str, str, str]) -> None
     assert speed.step_s(chunk, 32, 64_000) == pytest.approx(cost.step_s(mixed), rel=0.25)
 
 
+def test_small_steps_have_a_line_too() -> None:
+    cost = CostModel(get_spec("llama-3.1-8b"), ParallelPlan(1), get_gpu("H100"), max_step_tokens=16, max_running=4)
+    assert cost.speed().prefill_token_s > 0
+    # Beyond the table: as the last tokens go on.
+    assert decode_s(cost, 512, 1000) > decode_s(cost, 16, 1000)
+
+
 def test_a_step_is_looked_up_in_microseconds() -> None:
     cost = model("llama-3.1-70b", "tp4")
     shape = StepShape(1000, 500_000.0, 64, 64_000)
