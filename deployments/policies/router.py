@@ -49,9 +49,9 @@ class PredictedTtft:
         cached_tokens: Mapping[str, int] = NOTHING_CACHED,
     ) -> Route:
         """Goes on with whatever is known: no argument makes it refuse a replica that is ready."""
-        candidates = [r for r in replicas if r.ready and not r.draining]
+        candidates = ready_replicas(replicas)
         if not candidates:
-            return Route(None, _why_none(replicas))
+            return Route(None, why_none(replicas))
         slowest = max((r.speed for r in candidates if r.speed), key=_token_s, default=None)
         output_tokens = min(request.max_output_tokens, self._weights.longest_output_tokens)
         offers = [
@@ -146,9 +146,9 @@ class LeastTokens:
         cached_tokens: Mapping[str, int] = NOTHING_CACHED,
     ) -> Route:
         """Ties go to the lowest id, so that equal pictures give equal answers."""
-        candidates = [r for r in replicas if r.ready and not r.draining]
+        candidates = ready_replicas(replicas)
         if not candidates:
-            return Route(None, _why_none(replicas))
+            return Route(None, why_none(replicas))
         best = min(candidates, key=lambda r: (load_tokens(r), r.replica_id))
         return Route(best.replica_id, "least_tokens")
 
@@ -162,7 +162,13 @@ def load_tokens(replica: ReplicaSnapshot) -> int:
     return max(replica.kv_tokens_used + replica.waiting_prompt_tokens, replica.outstanding_tokens)
 
 
-def _why_none(replicas: Sequence[ReplicaSnapshot]) -> str:
+def ready_replicas(replicas: Sequence[ReplicaSnapshot]) -> list[ReplicaSnapshot]:
+    """Those that may get a request."""
+    return [r for r in replicas if r.ready and not r.draining]
+
+
+def why_none(replicas: Sequence[ReplicaSnapshot]) -> str:
+    """The reason if none of them may."""
     if not replicas:
         return "no replica is known"
     if all(r.draining for r in replicas):
