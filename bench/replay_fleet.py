@@ -18,6 +18,7 @@ from deployments.policies.router import TYPICAL_SPEED
 
 REPORT_S = 0.25
 ITL_S = 0.03
+RECENT_HALF_S = 300.0
 
 
 @dataclass(slots=True)
@@ -107,19 +108,21 @@ class Ingress:
     def __init__(self, policy: RouterPolicy, max_blocks: int) -> None:
         self._policy = policy
         self._index = PrefixIndex(max_blocks)
-        self._reports: dict[str, ReplicaSnapshot] = {}
-        self._reported_s = 0.0
+        self._reports: dict[str, tuple[float, ReplicaSnapshot]] = {}
         self._flights: list[tuple[float, int, str, _Flight, int]] = []
         self._first: list[tuple[float, int, str, int, int]] = []
         self._outstanding: dict[str, int] = {}
         self._unfilled: dict[str, int] = {}
+        self._recent: dict[str, float] = {}
         self._count = 0
 
     def told(self, now_s: float, report: ReplicaSnapshot, stored: Sequence[int], dropped: Sequence[int]) -> None:
         """A report has come."""
         self._settle(now_s)
-        self._reported_s = now_s
-        self._reports[report.replica_id] = report
+        if report.replica_id in self._recent:
+            age_s = now_s - self._reports[report.replica_id][0]
+            self._recent[report.replica_id] *= 0.5 ** (age_s / RECENT_HALF_S)
+        self._reports[report.replica_id] = (now_s, report)
         self._index.drop(report.replica_id, dropped)
         self._index.store(report.replica_id, stored)
         self._index.reported(report.replica_id)
@@ -129,7 +132,7 @@ class Ingress:
         self._settle(now_s)
         features = RequestFeatures(request.input_tokens, request.output_tokens, "", request.blocks)
         cached = {r: blocks * BLOCK_TOKENS for r, blocks in self._index.match(request.blocks).items()}
-        replicas = [self._picture(now_s, report) for report in self._reports.values()]
+        replicas = [self._picture(now_s - at_s, report) for at_s, report in self._reports.values()]
         route = self._policy.route(features, replicas, cached)
         assert route.replica_id is not None
         return route.replica_id
@@ -137,6 +140,7 @@ class Ingress:
     def sent(self, request: TracedRequest, replica_id: str, flight: _Flight) -> None:
         """It went there; what it is thought to have in flight grows."""
         self._count += 1
+        self._recent[replica_id] = self._recent.get(replica_id, 0.0) + flight.tokens
         ticket = self._index.expect(replica_id, request.blocks)
         heapq.heappush(self._flights, (flight.end_s, self._count, replica_id, flight, 0))
         heapq.heappush(self._first, (flight.first_token_s, self._count, replica_id, flight.uncached_tokens, ticket))
@@ -152,7 +156,7 @@ class Ingress:
             _, _, replica_id, flight, _ = heapq.heappop(self._flights)
             self._outstanding[replica_id] -= flight.tokens
 
-    def _picture(self, now_s: float, report: ReplicaSnapshot) -> ReplicaSnapshot:
+    def _picture(self, age_s: float, report: ReplicaSnapshot) -> ReplicaSnapshot:
         replica_id = report.replica_id
         return ReplicaSnapshot(
             replica_id,
@@ -165,8 +169,9 @@ class Ingress:
             report.kv_tokens_total,
             self._outstanding.get(replica_id, 0),
             max(report.prefill_tokens, self._unfilled.get(replica_id, 0)),
-            now_s - self._reported_s,
+            age_s,
             report.speed,
+            self._recent.get(replica_id, 0.0),
         )
 
 
