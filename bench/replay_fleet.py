@@ -7,21 +7,21 @@ its own requests at once, and of replicas what they reported last.
 from __future__ import annotations
 
 import heapq
-from collections import OrderedDict, deque
+from collections import Counter, OrderedDict, defaultdict
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
 from bench.prefix_trace import BLOCK_TOKENS, TracedRequest
 from cluster.policy import ReplicaSnapshot, RequestFeatures, RouterPolicy, StepSpeed
+from deployments.policies.fading_sum import FadingSum
 from deployments.policies.prefix_index import PrefixIndex
 from deployments.policies.router import TYPICAL_SPEED
 
 REPORT_S = 0.25
 ITL_S = 0.03
-RECENT_HALF_S = 300.0
 
 
-@dataclass(slots=True)
+@dataclass(frozen=True, slots=True)
 class _Flight:
     """One request under way."""
 
@@ -37,7 +37,7 @@ class CachedReplica:
     def __init__(self, replica_id: str, kv_tokens: int, speed: StepSpeed) -> None:
         self.replica_id = replica_id
         self.kv_tokens = kv_tokens
-        self.served_tokens = 0
+        self.served_tokens = 0  # prompt and output
         self.served_requests = 0
         self._speed = speed
         self._capacity = kv_tokens // BLOCK_TOKENS
@@ -93,15 +93,6 @@ class CachedReplica:
         )
 
 
-@dataclass(slots=True)
-class _Sent:
-    """What one ingress sent to one replica and has no end of."""
-
-    flights: deque[tuple[int, _Flight]] = field(default_factory=deque)
-    outstanding_tokens: int = 0
-    uncached_tokens: int = 0
-
-
 class Ingress:
     """One process that routes: its index, its own requests, the last reports."""
 
@@ -109,19 +100,15 @@ class Ingress:
         self._policy = policy
         self._index = PrefixIndex(max_blocks)
         self._reports: dict[str, tuple[float, ReplicaSnapshot]] = {}
-        self._flights: list[tuple[float, int, str, _Flight, int]] = []
-        self._first: list[tuple[float, int, str, int, int]] = []
-        self._outstanding: dict[str, int] = {}
-        self._unfilled: dict[str, int] = {}
-        self._recent: dict[str, float] = {}
-        self._count = 0
+        self._ends: list[tuple[float, int, str, int]] = []
+        self._firsts: list[tuple[float, int, str, int]] = []
+        self._outstanding: Counter[str] = Counter()
+        self._unfilled: Counter[str] = Counter()
+        self._recent: defaultdict[str, FadingSum] = defaultdict(FadingSum)
 
     def told(self, now_s: float, report: ReplicaSnapshot, stored: Sequence[int], dropped: Sequence[int]) -> None:
         """A report has come."""
         self._settle(now_s)
-        if report.replica_id in self._recent:
-            age_s = now_s - self._reports[report.replica_id][0]
-            self._recent[report.replica_id] *= 0.5 ** (age_s / RECENT_HALF_S)
         self._reports[report.replica_id] = (now_s, report)
         self._index.drop(report.replica_id, dropped)
         self._index.store(report.replica_id, stored)
@@ -132,31 +119,30 @@ class Ingress:
         self._settle(now_s)
         features = RequestFeatures(request.input_tokens, request.output_tokens, "", request.blocks)
         cached = {r: blocks * BLOCK_TOKENS for r, blocks in self._index.match(request.blocks).items()}
-        replicas = [self._picture(now_s - at_s, report) for at_s, report in self._reports.values()]
+        replicas = [self._picture(now_s, at_s, report) for at_s, report in self._reports.values()]
         route = self._policy.route(features, replicas, cached)
         assert route.replica_id is not None
         return route.replica_id
 
-    def sent(self, request: TracedRequest, replica_id: str, flight: _Flight) -> None:
+    def sent(self, now_s: float, request: TracedRequest, replica_id: str, flight: _Flight) -> None:
         """It went there; what it is thought to have in flight grows."""
-        self._count += 1
-        self._recent[replica_id] = self._recent.get(replica_id, 0.0) + flight.tokens
+        self._recent[replica_id].add(flight.tokens, now_s)
         ticket = self._index.expect(replica_id, request.blocks)
-        heapq.heappush(self._flights, (flight.end_s, self._count, replica_id, flight, 0))
-        heapq.heappush(self._first, (flight.first_token_s, self._count, replica_id, flight.uncached_tokens, ticket))
-        self._outstanding[replica_id] = self._outstanding.get(replica_id, 0) + flight.tokens
-        self._unfilled[replica_id] = self._unfilled.get(replica_id, 0) + flight.uncached_tokens
+        heapq.heappush(self._ends, (flight.end_s, ticket, replica_id, flight.tokens))
+        heapq.heappush(self._firsts, (flight.first_token_s, ticket, replica_id, flight.uncached_tokens))
+        self._outstanding[replica_id] += flight.tokens
+        self._unfilled[replica_id] += flight.uncached_tokens
 
     def _settle(self, now_s: float) -> None:
-        while self._first and self._first[0][0] <= now_s:
-            _, _, replica_id, uncached, ticket = heapq.heappop(self._first)
-            self._unfilled[replica_id] -= uncached
+        while self._firsts and self._firsts[0][0] <= now_s:
+            _, ticket, replica_id, uncached_tokens = heapq.heappop(self._firsts)
+            self._unfilled[replica_id] -= uncached_tokens
             self._index.settle(ticket)
-        while self._flights and self._flights[0][0] <= now_s:
-            _, _, replica_id, flight, _ = heapq.heappop(self._flights)
-            self._outstanding[replica_id] -= flight.tokens
+        while self._ends and self._ends[0][0] <= now_s:
+            _, _, replica_id, tokens = heapq.heappop(self._ends)
+            self._outstanding[replica_id] -= tokens
 
-    def _picture(self, age_s: float, report: ReplicaSnapshot) -> ReplicaSnapshot:
+    def _picture(self, now_s: float, at_s: float, report: ReplicaSnapshot) -> ReplicaSnapshot:
         replica_id = report.replica_id
         return ReplicaSnapshot(
             replica_id,
@@ -167,11 +153,11 @@ class Ingress:
             0,
             report.kv_tokens_used,
             report.kv_tokens_total,
-            self._outstanding.get(replica_id, 0),
-            max(report.prefill_tokens, self._unfilled.get(replica_id, 0)),
-            age_s,
+            self._outstanding[replica_id],
+            max(report.prefill_tokens, self._unfilled[replica_id]),
+            now_s - at_s,
             report.speed,
-            self._recent.get(replica_id, 0.0),
+            self._recent[replica_id].at(now_s),
         )
 
 
@@ -207,7 +193,7 @@ def replay(
         ingress = ingresses[number % len(ingresses)]
         chosen = ingress.route(request.at_s, request)
         hit, flight = fleet[chosen].serve(request.at_s, request)
-        ingress.sent(request, chosen, flight)
+        ingress.sent(request.at_s, request, chosen, flight)
         hit_tokens += hit
         waits.append(flight.first_token_s - request.at_s)
     served = [replica.served_tokens for replica in fleet.values()]

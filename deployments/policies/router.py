@@ -24,12 +24,12 @@ class RouterWeights:
     time beyond. Prices within `tie_share` of the price of computing the whole prompt, or `tie_s`, are equal.
     """
 
-    prefill_work: float = 3.0
+    prefill_work: float = 4.0
     decode_share: float = 0.1
     imbalance: float = 1.0
     longest_output_tokens: int = 1024
     stale_after_s: float = 2.0
-    tie_share: float = 0.03
+    tie_share: float = 0.02
     tie_s: float = 0.01
 
 
@@ -37,7 +37,8 @@ class PredictedTtft:
     """The lowest predicted time to first token, with a price on work that another replica would not have to do.
 
     Reasons: `prefix` (nobody has more of the prompt), `spread` (another has more of it, but is too busy),
-    `least_loaded` (nobody has any of it), and degraded: `stale`, `no_speed`, `no_index`.
+    `least_loaded` (nobody has any of it), `short_prompt` (less than a block), and degraded: `stale`, `no_speed`,
+    `no_index`.
     """
 
     def __init__(self, weights: RouterWeights | None = None) -> None:
@@ -55,7 +56,7 @@ class PredictedTtft:
             return Route(None, why_none(replicas))
         slowest = max((r.speed for r in candidates if r.speed is not None), key=_slowness, default=None)
         speed = slowest or TYPICAL_SPEED
-        has_index = cached_tokens is not NOTHING_CACHED and len(request.block_hashes) > 0
+        has_index = cached_tokens is not NOTHING_CACHED
         prices_s = self._prices_s(request, candidates, cached_tokens, speed)
         chosen = self._cheapest(request, candidates, prices_s, speed, is_sticky=not has_index)
         cached = min(cached_tokens.get(chosen.replica_id, 0), request.prompt_tokens)
@@ -65,6 +66,8 @@ class PredictedTtft:
             reason = "no_speed"
         elif not has_index:
             reason = "no_index"
+        elif not request.block_hashes:
+            reason = "short_prompt"
         else:
             reason = _why(cached, max(cached_tokens.get(r.replica_id, 0) for r in candidates))
         if slowest is None:
