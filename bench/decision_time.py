@@ -59,20 +59,20 @@ class _Fleet:
         self._index.store(names[REPLICAS // 2], one)
         self._replicas = [
             ReplicaSnapshot(
-                name,
-                True,
-                False,
-                dice.randrange(60),
-                0,
-                0,
-                dice.randrange(KV_TOKENS // 2),
-                KV_TOKENS,
-                dice.randrange(200_000),
-                dice.randrange(20_000),
-                0.2,
-                TYPICAL_SPEED,
-                dice.uniform(1e6, 2e6),
-            )  # fmt: skip
+                replica_id=name,
+                ready=True,
+                draining=False,
+                running=dice.randrange(60),
+                waiting=0,
+                waiting_prompt_tokens=0,
+                kv_tokens_used=dice.randrange(KV_TOKENS // 2),
+                kv_tokens_total=KV_TOKENS,
+                outstanding_tokens=dice.randrange(200_000),
+                prefill_tokens=dice.randrange(20_000),
+                age_s=0.2,
+                speed=TYPICAL_SPEED,
+                recent_tokens=dice.uniform(1e6, 2e6),
+            )
             for name in names
         ]
 

@@ -14,6 +14,7 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
+from bench import decision_time
 from bench.chart import bars
 from bench.decision_time import Timing, decision_times
 from bench.prefix_trace import PACKAGED, BadTraceError, TracedRequest, made_up, read_trace
@@ -98,9 +99,9 @@ def save(rows: Rows, times: dict[str, Timing], result: dict[str, Any], command: 
     """Tables, chart and summary into bench/results."""
     method = (
         "Hit ratios and loads follow from the trace alone; TTFT is modelled (prompts one after another at "
-        "14,000 tokens/s, no interference) and compares policies, nothing else. Decision times are the thread's own CPU "
-        f"time for {64} replicas: `decide` is index match and policy, `note` what the index writes down afterwards, "
-        "`hash` naming the prompt's blocks."
+        "14,000 tokens/s, no interference) and compares policies, nothing else. Decision times are the thread's own "
+        f"CPU time for {decision_time.REPLICAS} replicas: `decide` is index match and policy, `note` what the index "
+        "writes down afterwards, `hash` naming the prompt's blocks."
     )
     table = [HEAD, *(row(key, found) for key, found in rows.items()), ""]
     table += [TIME_HEAD, *(time_row(name, timing) for name, timing in times.items())]

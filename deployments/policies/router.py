@@ -19,14 +19,14 @@ class RouterWeights:
     """What the price of a replica is made of besides its predicted time to first token; docs/routing.md says why.
 
     `prefill_work` counts the request's own prefill so many times more: whatever runs there waits meanwhile.
-    `decode_share` of the tokens to come count at the pace of the replica's decodes. `imbalance` is paid in times of
-    the whole prompt's prefill, for having got twice the mean lately. A report older than `stale_after_s` costs the
+    `decode_share` of the tokens to come count at the pace of the replica's decodes. `imbalance` is the share of the
+    tokens that it lately got beyond the mean that count as if they were queued. A report older than `stale_after_s` costs the
     time beyond. Prices within `tie_share` of the price of computing the whole prompt, or `tie_s`, are equal.
     """
 
     prefill_work: float = 4.0
     decode_share: float = 0.1
-    imbalance: float = 1.0
+    imbalance: float = 0.02
     longest_output_tokens: int = 1024
     stale_after_s: float = 2.0
     tie_share: float = 0.02
@@ -102,8 +102,7 @@ class PredictedTtft:
                 + decode_tokens * (replica.running * speed.sequence_s + replica.kv_tokens_used * speed.context_token_s)
             )
             if replica.recent_tokens > mean_tokens:
-                excess = replica.recent_tokens / mean_tokens - 1.0
-                price_s += weights.imbalance * excess * prompt_tokens * speed.prefill_token_s
+                price_s += weights.imbalance * (replica.recent_tokens - mean_tokens) * speed.prefill_token_s
             if replica.age_s > weights.stale_after_s:
                 price_s += replica.age_s - weights.stale_after_s
             prices_s.append(price_s)
@@ -127,20 +126,18 @@ class PredictedTtft:
         prompt_s = request.prompt_tokens * speed.prefill_token_s * (1.0 + weights.prefill_work)
         margin_s = prompt_s if is_sticky else weights.tie_share * prompt_s
         limit_s = min(prices_s) + max(margin_s, weights.tie_s)
-        near = [
-            (_load(r), price, r.waiting, r) for r, price in zip(candidates, prices_s, strict=True) if price <= limit_s
-        ]
+        near = [(_burden(r, price), r) for r, price in zip(candidates, prices_s, strict=True) if price <= limit_s]
         if not is_sticky:
-            least = min(offer[:3] for offer in near)
-            near = [offer for offer in near if offer[:3] == least]
+            least = min(burden for burden, _ in near)
+            near = [(burden, r) for burden, r in near if burden == least]
         if len(near) == 1:
-            return near[0][3]
+            return near[0][1]
         key = request.affinity_key or str(request.block_hashes[-1:])
-        return max((offer[3] for offer in near), key=lambda r: _rendezvous(key, r.replica_id))
+        return max((r for _, r in near), key=lambda r: _rendezvous(key, r.replica_id))
 
 
-def _load(replica: ReplicaSnapshot) -> tuple[float, int]:
-    return replica.recent_tokens, load_tokens(replica)
+def _burden(replica: ReplicaSnapshot, price_s: float) -> tuple[float, ...]:
+    return replica.recent_tokens, load_tokens(replica), price_s, replica.waiting, replica.outstanding_tokens
 
 
 def _rendezvous(key: str, replica_id: str) -> tuple[bytes, str]:
