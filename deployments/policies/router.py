@@ -18,10 +18,10 @@ TYPICAL_SPEED = StepSpeed(0.0148, 585e-3 / 8192, 30e-6, 30e-9, 8192)
 class RouterWeights:
     """What the price of a replica is made of besides its predicted time to first token; docs/routing.md says why.
 
-    `prefill_work` counts the request's own prefill so many times more: whatever runs there waits meanwhile.
-    `decode_share` of the tokens to come count at the pace of the replica's decodes. `imbalance` is the share of the
-    tokens that it lately got beyond the mean that count as if they were queued. A report older than `stale_after_s` costs the
-    time beyond. Prices within `tie_share` of the price of computing the whole prompt, or `tie_s`, are equal.
+    `prefill_work`: how many times more the request's own prefill counts, which keeps whatever runs there waiting.
+    `decode_share`: of the tokens to come, at the pace of the replica's decodes. `imbalance`: of the tokens that it
+    lately got beyond the mean, as if they were queued. A report older than `stale_after_s` costs the time beyond.
+    Prices within `tie_share` of the price of computing the whole prompt, or within `tie_s`, are equal.
     """
 
     prefill_work: float = 4.0

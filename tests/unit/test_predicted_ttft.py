@@ -126,6 +126,7 @@ def test_a_burst_of_equal_prompts_stays_together_until_its_replica_is_busy() -> 
 
 
 COUNT = st.integers(0, 60_000)
+BURDENS = ("running", "waiting", "kv_tokens_used", "outstanding_tokens", "prefill_tokens", "recent_tokens", "cached")
 SNAPSHOT = st.builds(
     replica,
     st.sampled_from("abcdefgh"),
@@ -173,7 +174,9 @@ def test_the_chosen_is_ready_and_the_order_does_not_matter(
 @given(
     FLEET,
     st.dictionaries(st.sampled_from("abcdefgh"), st.integers(1, 8000)),
-    st.sampled_from(["running", "waiting", "kv_tokens_used", "outstanding_tokens", "prefill_tokens", "recent_tokens", "cached"]),
+    st.sampled_from(
+        ["running", "waiting", "kv_tokens_used", "outstanding_tokens", "prefill_tokens", "recent_tokens", "cached"]
+    ),
     st.integers(1, 50_000),
 )
 def test_a_worse_one_is_never_preferred(
