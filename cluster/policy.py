@@ -109,6 +109,7 @@ class ReplicaSnapshot:
 
     `prefill_tokens` are prompt tokens not in its cache that are still to be computed before a new request's, by
     the replica's report or by what this ingress sent, whichever is more. `age_s` is how old the report is.
+    `recent_tokens` are prompt and output of all that this ingress sent it, the older ones fading (half in 5 minutes).
     """
 
     replica_id: str
@@ -123,6 +124,7 @@ class ReplicaSnapshot:
     prefill_tokens: int = 0
     age_s: float = 0.0
     speed: StepSpeed | None = None
+    recent_tokens: float = 0.0
 
 
 @dataclass(frozen=True, slots=True)

@@ -14,6 +14,7 @@ from cluster.policy import ReplicaSnapshot, StepSpeed
 from deployments.block_feed import BlockNews
 from deployments.directory import ReplicaRecord, WorkerAddress
 from deployments.policies.charging import Charge
+from deployments.policies.fading_sum import FadingSum
 from deployments.policies.prefix_index import PrefixIndex
 from deployments.sequence_stream import NO_FORECAST, Forecast, Loss, SequenceStream
 from deployments.worker_codec import MAX_MESSAGE_BYTES, decode_output, encode_submit
@@ -62,6 +63,7 @@ class ReplicaLink:
         # Of all streams: every submit asks for it, so a sum each time would cost the square of a burst.
         self._outstanding_tokens = 0
         self._prefill_tokens = 0
+        self._recent_tokens = FadingSum()
 
     @property
     def is_ready(self) -> bool:
@@ -88,6 +90,7 @@ class ReplicaLink:
             prefill_tokens=max(self.state.prefill_tokens, self._prefill_tokens),
             age_s=time.monotonic() - self._reported_s,
             speed=self.speed,
+            recent_tokens=self._recent_tokens.at(time.monotonic()),
         )
 
     def submit(
@@ -110,6 +113,7 @@ class ReplicaLink:
         self._streams[request.request_id] = stream
         self._outstanding_tokens += _most_tokens(request)
         self._prefill_tokens += stream.prefill_tokens
+        self._recent_tokens.add(len(request.prompt_token_ids), time.monotonic())
         if self.tells_blocks:
             stream.index_ticket = self._index.expect(self.record.replica_id, forecast.blocks)
         self._next_request(message.ByteSize()).submits.append(message)
@@ -167,6 +171,7 @@ class ReplicaLink:
         stream = self._streams.pop(request_id, None)
         if stream is not None:
             self._outstanding_tokens -= _most_tokens(stream.request)
+            self._recent_tokens.add(stream.received_tokens, time.monotonic())
             self._settle(stream)
         return stream
 
