@@ -1,13 +1,12 @@
 """Which routing blocks are in the engine's prefix cache, by what the engine says of its own, smaller blocks?
 
-A routing block is there while all its engine blocks are. Not larger than the cache: what is neither in it
-nor part of a routing block that ends in it is forgotten.
+A routing block is there while all its engine blocks are. What is kept is bounded by what the cache holds.
 """
 
 from __future__ import annotations
 
 from collections.abc import Hashable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
 from llama31.prefix_blocks import (
     ROUTING_BLOCK_TOKENS,
@@ -40,7 +39,8 @@ class _EngineBlock:
 class _RoutingBlock:
     name: int
     missing: int
-    members: tuple[Hashable, ...] = field(default_factory=tuple)
+    # The last one first.
+    members: tuple[Hashable, ...]
 
 
 class BlockTable:
@@ -53,9 +53,9 @@ class BlockTable:
         self._engine_block_tokens = engine_block_tokens
         self._block_tokens = block_tokens
         self._engine: dict[Hashable, _EngineBlock] = {}
-        # By the key of the last member, and by the key of every member.
+        # By the key of the last member; and by the key of every member, then by that of the last.
         self._routing: dict[Hashable, _RoutingBlock] = {}
-        self._parts: dict[Hashable, list[_RoutingBlock]] = {}
+        self._parts: dict[Hashable, dict[Hashable, _RoutingBlock]] = {}
         # In the order in which they came.
         self._present: dict[int, None] = {}
         self._stored: dict[int, None] = {}
@@ -91,7 +91,7 @@ class BlockTable:
             if block.copies:
                 continue
             del self._engine[key]
-            for routing in self._parts.get(key, ()):
+            for routing in self._parts.get(key, {}).values():
                 routing.missing += 1
                 if routing.missing == 1:
                     self._drop(routing.name)
@@ -137,7 +137,7 @@ class BlockTable:
         if block.place == self._per_block - 1 and not self._complete(key, block):
             return False
         self._engine[key] = block
-        for routing in self._parts.get(key, ()):
+        for routing in self._parts.get(key, {}).values():
             routing.missing -= 1
             if not routing.missing:
                 self._put(routing.name)
@@ -159,13 +159,13 @@ class BlockTable:
         routing = _RoutingBlock(hash_name(last.after), 1, tuple(members))
         self._routing[key] = routing
         for member in members:
-            self._parts.setdefault(member, []).append(routing)
+            self._parts.setdefault(member, {})[key] = routing
         return True
 
     def _forget(self, routing: _RoutingBlock) -> None:
         for member in routing.members:
             parts = self._parts[member]
-            parts.remove(routing)
+            del parts[routing.members[0]]
             if not parts:
                 del self._parts[member]
 

@@ -32,7 +32,9 @@ class PrefillWork:
 
     def end(self, request_id: str) -> None:
         """It has its first token, or will have none; idempotent."""
-        uncached_tokens = self._uncached.pop(request_id, 0)
+        uncached_tokens = self._uncached.pop(request_id, None)
+        if uncached_tokens is None:
+            return
         self._uncached_tokens -= uncached_tokens
         # Of one that was cancelled some may be missing here: made good when the last one ends.
         self._computed_tokens = max(0, self._computed_tokens - uncached_tokens) if self._uncached else 0

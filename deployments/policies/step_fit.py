@@ -29,8 +29,8 @@ class StepFit:
 
     def add(self, steps: Sequence[MeasuredStep]) -> None:
         """Takes what was measured since the last time."""
+        keep = 1 - 1 / MEMORY_STEPS
         for step in steps:
-            keep = 1 - 1 / MEMORY_STEPS
             row = (1.0, float(step.prefill_tokens), float(step.running), float(step.context_tokens))
             self._steps = self._steps * keep + 1
             self._prefill_tokens = self._prefill_tokens * keep + step.prefill_tokens

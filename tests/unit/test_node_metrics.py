@@ -316,10 +316,10 @@ PENDING = [
 class Replicas:
     wanted: int = 1
     phases: tuple[Phase, ...] = ()
-    index: PrefixIndex = field(default_factory=lambda: PrefixIndex(10))
+    index: PrefixIndex = field(default_factory=lambda: PrefixIndex(8))
 
     def indexed_replicas(self) -> int:
-        return 0
+        return 1
 
     def records(self) -> list[ReplicaRecord]:
         return [ReplicaRecord(f"r{i}", 1, MODEL, "tp2", phase) for i, phase in enumerate(self.phases)]
@@ -362,6 +362,7 @@ async def test_an_ingress_follows_its_doors_though_the_cluster_does_not_answer()
     ingress.count_doors()
     assert sample("llama31_sent_bytes_total", door="grpc") == before + 150
     assert sample("llama31_ingress_draining", ingress="door-1") == 1
+    assert sample("llama31_indexed_replicas", ingress="door-1") == 1
     assert not running.done()
     running.cancel()
     await asyncio.gather(running, return_exceptions=True)
