@@ -122,11 +122,11 @@ def charge(request: QueuedRequest) -> float:
 
 
 def predicted_waits_s(picture: AdmissionSnapshot) -> Mapping[str, float]:
-    """When each tenant's last request will enter if room comes free as fast as it did; empty if nobody knows.
+    """When each tenant's last request will enter if others enter as fast as they did; empty if nobody knows.
 
     As every tenant gets its share, others are before it with no more than its own backlog by weight.
     """
-    if picture.freed_tokens_per_s <= 0:
+    if picture.entered_tokens_per_s <= 0:
         return {}
     queues = sorted(picture.tenants, key=lambda queue: queue.waiting_tokens / queue.weight)
     weights_left = sum(queue.weight for queue in queues)
@@ -134,7 +134,7 @@ def predicted_waits_s(picture: AdmissionSnapshot) -> Mapping[str, float]:
     smaller_tokens = 0.0
     for queue in queues:
         ahead = smaller_tokens + queue.waiting_tokens / queue.weight * weights_left
-        waits_s[queue.tenant] = ahead / picture.freed_tokens_per_s
+        waits_s[queue.tenant] = ahead / picture.entered_tokens_per_s
         smaller_tokens += queue.waiting_tokens
         weights_left -= queue.weight
     return waits_s
