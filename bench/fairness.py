@@ -167,7 +167,7 @@ def main() -> int:
     options = parser.parse_args()
     seconds = 120.0 if options.quick else 600.0
     table = [
-        "| tenants of | situation | others' requests | TTFT p50, s | p99, s | refused | flood | refused | TTFT p50, s |",
+        "| tenants | situation | others' requests | TTFT p50, s | p99, s | refused | flood | refused | TTFT p50, s |",
         "|---|---|---|---|---|---|---|---|---|",
     ]
     print("\n".join(table), flush=True)

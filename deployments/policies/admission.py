@@ -34,8 +34,6 @@ class FairAdmission:
     """Priorities, and weighted fair shares of the tenants within each; `hold_s` is the wait for a first replica."""
 
     hold_s: float = 30.0
-    max_wait_s: tuple[float, ...] = MAX_WAIT_S
-    lower_share: float = LOWER_SHARE
 
     def decide(self, picture: AdmissionSnapshot) -> Admitted | Refused | None:
         """Equal pictures give equal answers, whatever the order of their tenants."""
@@ -54,7 +52,7 @@ class FairAdmission:
         self, passed: tuple[float, ...], priority: int, work: float, waiting: Collection[int]
     ) -> tuple[float, ...]:
         """`passed_tokens` once a request entered; `waiting` are the priorities that wait then."""
-        paid = work * (1 / self.lower_share - 1)
+        paid = work * (1 / LOWER_SHARE - 1)
         after = [tokens + work if level > priority else tokens for level, tokens in enumerate(passed)]
         after[priority] = max(0.0, after[priority] - paid)
         return tuple(tokens if level in waiting else 0.0 for level, tokens in enumerate(after))
@@ -69,7 +67,7 @@ class FairAdmission:
         if not best:
             return None
         strict = min(best)
-        owed = 1 / self.lower_share - 1
+        owed = 1 / LOWER_SHARE - 1
         ratios = {p: picture.passed_tokens[p] / charge(request) for p, (_, request) in best.items() if p > strict}
         overdue = [p for p, ratio in ratios.items() if ratio >= owed]
         return best[max(overdue, key=lambda p: (ratios[p], -p)) if overdue else strict]
@@ -99,7 +97,7 @@ class FairAdmission:
             after_s = 0.0 if picture.speed is None else _takes_s(picture, picture.speed, tail)
             if wait_s + after_s > tail.deadline_in_s:
                 yield _refused(queue, tail, "deadline_unmeetable", wait_s)
-            elif wait_s > self.max_wait_s[tail.priority]:
+            elif wait_s > MAX_WAIT_S[tail.priority]:
                 yield _refused(queue, tail, "queue_full", wait_s / 2)
 
     def _without_replica(self, picture: AdmissionSnapshot) -> Iterator[Refused]:
