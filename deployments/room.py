@@ -12,8 +12,9 @@ from typing import Protocol
 from cluster.policy import AdmissionSnapshot, QueuedRequest, ReplicaSnapshot, StepSpeed, TenantQueue
 from deployments.call import ModelState
 
-# Prompts are sent so many steps ahead: one is computed while the next is on its way.
-PREFILL_STEPS_AHEAD = 2
+# Prompts are sent so many steps ahead: while one is computed, half of the next is on its way. Less, and steps would go
+# without prompts; more, and whoever is next would wait longer behind them (`bench/fairness.py`).
+PREFILL_STEPS_AHEAD = 1.5
 # Reports come every 0.5 s; in between only this ingress's own requests change the picture.
 FLEET_EVERY_S = 0.05
 # Over which time room that was given out is counted, and how long the count must be to say anything. A burst fills
@@ -160,7 +161,7 @@ class Room:
         return sum(tokens for _, tokens in self._entered) / counted_s if counted_s >= ENTERED_SPEAKS_S else 0.0
 
     def _prefill_most(self) -> int:
-        return PREFILL_STEPS_AHEAD * self._bounds.max_step_tokens
+        return int(PREFILL_STEPS_AHEAD * self._bounds.max_step_tokens)
 
     def _is_coming(self) -> bool:
         return self._starts_on_demand or self._fleet.state() != "unavailable"

@@ -120,8 +120,8 @@ async def test_room_is_also_sequences_and_prompts_on_their_way() -> None:
         both.leave(2)
         (await soon(waiting)).leave(1)
     with admission(Replicas((replace(READY, kv_tokens_total=100_000),))) as queue:
-        # Two steps of 1,000 tokens are on their way; the next prompt waits for a first token.
-        sent = [await queue.enter(job(f"p{i}", 1000)) for i in range(2)]
+        # More than a step and a half of 1,000 tokens is on its way; the next prompt waits for a first token.
+        sent = [await queue.enter(job(f"p{i}", 800)) for i in range(2)]
         waiting = asyncio.create_task(queue.enter(job("c")))
         await until(lambda: len(queue) == 1)
         sent[0].progress(False)
