@@ -220,7 +220,7 @@ class AdmissionSnapshot:
     Beside the KV room, the engines run so many sequences (`sequences_free`) and compute prompts step by step
     (`prefill_tokens_free`: what may be sent ahead of their steps). `kv_tokens_replica` is the largest replica's whole
     cache, 0 if unknown; `replica_running` and `replica_context_tokens` are what one replica decodes now.
-    `freed_tokens_per_s` is how fast room came free while requests waited, 0 if unknown. `passed_tokens`: for each
+    `entered_tokens_per_s` is how fast room was given out while requests waited, 0 if unknown. `passed_tokens`: for each
     priority, the work of higher ones that entered before its waiting requests.
     """
 
@@ -236,7 +236,7 @@ class AdmissionSnapshot:
     kv_tokens_replica: int = 0
     replica_running: float = 0.0
     replica_context_tokens: float = 0.0
-    freed_tokens_per_s: float = 0.0
+    entered_tokens_per_s: float = 0.0
     passed_tokens: tuple[float, ...] = (0.0, 0.0, 0.0)
 
 

@@ -100,7 +100,8 @@ class Admission:
         queue = self._queues.get(tenant.name)
         if queue is None:
             self._forget_idle()
-            self._shares.arrive(tenant.name, self._queues)
+            # One filling of the room: as much as one that always waits may have inside.
+            self._shares.arrive(tenant.name, self._queues, self._room.kv_tokens_total / tenant.weight)
             queue = self._queues[tenant.name] = _Queue(tenant.name, tenant.weight)
         queue.add(waiting)
         self._by_id[waiting.request_id] = waiting

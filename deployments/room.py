@@ -12,13 +12,15 @@ from typing import Protocol
 from cluster.policy import AdmissionSnapshot, QueuedRequest, ReplicaSnapshot, StepSpeed, TenantQueue
 from deployments.call import ModelState
 
-# Prompts are sent so many steps ahead: one is computed while the next is on its way.
-PREFILL_STEPS_AHEAD = 2
+# Prompts are sent so many steps ahead: while one is computed, half of the next is on its way. Less, and steps would go
+# without prompts; more, and whoever is next would wait longer behind them (`bench/fairness.py`).
+PREFILL_STEPS_AHEAD = 1.5
 # Reports come every 0.5 s; in between only this ingress's own requests change the picture.
 FLEET_EVERY_S = 0.05
-# Over which time room that came free is counted, and how long the count must be to say anything.
-FREED_WINDOW_S = 10.0
-FREED_SPEAKS_S = 1.0
+# Over which time room that was given out is counted, and how long the count must be to say anything. A burst fills
+# the free room at once, so a short count says too much: then a request too many waits, but none is refused for nothing.
+ENTERED_WINDOW_S = 10.0
+ENTERED_SPEAKS_S = 1.0
 # Of a replica whose first report has not come: it will within half a second.
 UNREPORTED_KV_TOKENS = 1 << 20
 
@@ -70,7 +72,7 @@ class Room:
         self._seen = _FleetRoom()
         self._seen_version = -1
         self._seen_s = 0.0
-        self._freed: deque[tuple[float, int]] = deque()
+        self._entered: deque[tuple[float, int]] = deque()
         self._busy_since_s: float | None = None
         self.kv_tokens = 0
         self._sequences = 0
@@ -93,9 +95,14 @@ class Room:
             kv_tokens_replica=fleet.kv_tokens_replica,
             replica_running=fleet.running,
             replica_context_tokens=fleet.context_tokens,
-            freed_tokens_per_s=self._freed_tokens_per_s(),
+            entered_tokens_per_s=self._entered_tokens_per_s(),
             passed_tokens=passed_tokens,
         )
+
+    @property
+    def kv_tokens_total(self) -> int:
+        """This ingress's share of all caches."""
+        return int(self._share() * self._look().kv_tokens)
 
     @property
     def kv_tokens_replica(self) -> int:
@@ -122,6 +129,8 @@ class Room:
         self.kv_tokens += request.kv_tokens
         self._sequences += request.sequences
         self._prefill_tokens += place.prefill_tokens
+        if self._busy_since_s is not None:
+            self._entered.append((_now_s(), request.kv_tokens))
         return place
 
     def began(self, place: Place) -> None:
@@ -133,28 +142,26 @@ class Room:
         request = place.request
         self.kv_tokens -= request.kv_tokens
         self._sequences -= request.sequences
-        if self._busy_since_s is not None:
-            self._freed.append((_now_s(), request.kv_tokens))
 
     def has_queue(self, waiting: bool) -> None:
-        """Room that comes free says how fast the queue moves only while there is one."""
+        """Those that enter say how fast the queue moves only while there is one."""
         if not waiting:
             self._busy_since_s = None
-            self._freed.clear()
+            self._entered.clear()
         elif self._busy_since_s is None:
             self._busy_since_s = _now_s()
 
-    def _freed_tokens_per_s(self) -> float:
-        if self._busy_since_s is None or not self._freed:
+    def _entered_tokens_per_s(self) -> float:
+        if self._busy_since_s is None or not self._entered:
             return 0.0
         now_s = _now_s()
-        while self._freed and self._freed[0][0] < now_s - FREED_WINDOW_S:
-            self._freed.popleft()
-        counted_s = min(FREED_WINDOW_S, now_s - self._busy_since_s)
-        return sum(tokens for _, tokens in self._freed) / counted_s if counted_s >= FREED_SPEAKS_S else 0.0
+        while self._entered and self._entered[0][0] < now_s - ENTERED_WINDOW_S:
+            self._entered.popleft()
+        counted_s = min(ENTERED_WINDOW_S, now_s - self._busy_since_s)
+        return sum(tokens for _, tokens in self._entered) / counted_s if counted_s >= ENTERED_SPEAKS_S else 0.0
 
     def _prefill_most(self) -> int:
-        return PREFILL_STEPS_AHEAD * self._bounds.max_step_tokens
+        return int(PREFILL_STEPS_AHEAD * self._bounds.max_step_tokens)
 
     def _is_coming(self) -> bool:
         return self._starts_on_demand or self._fleet.state() != "unavailable"

@@ -34,8 +34,6 @@ class FairAdmission:
     """Priorities, and weighted fair shares of the tenants within each; `hold_s` is the wait for a first replica."""
 
     hold_s: float = 30.0
-    max_wait_s: tuple[float, ...] = MAX_WAIT_S
-    lower_share: float = LOWER_SHARE
 
     def decide(self, picture: AdmissionSnapshot) -> Admitted | Refused | None:
         """Equal pictures give equal answers, whatever the order of their tenants."""
@@ -54,7 +52,7 @@ class FairAdmission:
         self, passed: tuple[float, ...], priority: int, work: float, waiting: Collection[int]
     ) -> tuple[float, ...]:
         """`passed_tokens` once a request entered; `waiting` are the priorities that wait then."""
-        paid = work * (1 / self.lower_share - 1)
+        paid = work * (1 / LOWER_SHARE - 1)
         after = [tokens + work if level > priority else tokens for level, tokens in enumerate(passed)]
         after[priority] = max(0.0, after[priority] - paid)
         return tuple(tokens if level in waiting else 0.0 for level, tokens in enumerate(after))
@@ -69,7 +67,7 @@ class FairAdmission:
         if not best:
             return None
         strict = min(best)
-        owed = 1 / self.lower_share - 1
+        owed = 1 / LOWER_SHARE - 1
         ratios = {p: picture.passed_tokens[p] / charge(request) for p, (_, request) in best.items() if p > strict}
         overdue = [p for p, ratio in ratios.items() if ratio >= owed]
         return best[max(overdue, key=lambda p: (ratios[p], -p)) if overdue else strict]
@@ -99,7 +97,7 @@ class FairAdmission:
             after_s = 0.0 if picture.speed is None else _takes_s(picture, picture.speed, tail)
             if wait_s + after_s > tail.deadline_in_s:
                 yield _refused(queue, tail, "deadline_unmeetable", wait_s)
-            elif wait_s > self.max_wait_s[tail.priority]:
+            elif wait_s > MAX_WAIT_S[tail.priority]:
                 yield _refused(queue, tail, "queue_full", wait_s / 2)
 
     def _without_replica(self, picture: AdmissionSnapshot) -> Iterator[Refused]:
@@ -122,11 +120,11 @@ def charge(request: QueuedRequest) -> float:
 
 
 def predicted_waits_s(picture: AdmissionSnapshot) -> Mapping[str, float]:
-    """When each tenant's last request will enter if room comes free as fast as it did; empty if nobody knows.
+    """When each tenant's last request will enter if others enter as fast as they did; empty if nobody knows.
 
     As every tenant gets its share, others are before it with no more than its own backlog by weight.
     """
-    if picture.freed_tokens_per_s <= 0:
+    if picture.entered_tokens_per_s <= 0:
         return {}
     queues = sorted(picture.tenants, key=lambda queue: queue.waiting_tokens / queue.weight)
     weights_left = sum(queue.weight for queue in queues)
@@ -134,7 +132,7 @@ def predicted_waits_s(picture: AdmissionSnapshot) -> Mapping[str, float]:
     smaller_tokens = 0.0
     for queue in queues:
         ahead = smaller_tokens + queue.waiting_tokens / queue.weight * weights_left
-        waits_s[queue.tenant] = ahead / picture.freed_tokens_per_s
+        waits_s[queue.tenant] = ahead / picture.entered_tokens_per_s
         smaller_tokens += queue.waiting_tokens
         weights_left -= queue.weight
     return waits_s

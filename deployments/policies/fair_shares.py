@@ -1,7 +1,8 @@
 """How much work was each tenant given, weighted, and how long will its next answer be? Nothing in here has a clock.
 
 Virtual token counters (VTC, Sheng et al., OSDI 2024): whoever has the lowest counter is next. A tenant that comes
-back after a pause starts where the others are: idle time is no credit, and busy time without anybody waiting no debt.
+back after a pause is lifted to where the others are, less a credit for bursts: idle time counts for no more than that,
+and busy time without anybody waiting is no debt.
 """
 
 from __future__ import annotations
@@ -43,10 +44,13 @@ class FairShares:
         """What decisions compare."""
         return self._counters.get(tenant, 0.0)
 
-    def arrive(self, tenant: str, waiting: Collection[str]) -> None:
-        """Lifts a tenant that had nothing waiting to the lowest of those that wait, or that entered last."""
+    def arrive(self, tenant: str, waiting: Collection[str], credit: float = 0.0) -> None:
+        """Lifts a tenant that had nothing waiting to the lowest of those that wait, or that entered last.
+
+        It may stay behind by its `credit`, weighted work: so much of a burst goes before those that always wait.
+        """
         lowest = min((self.counter(name) for name in waiting), default=self._now)
-        self._counters[tenant] = max(self.counter(tenant), min(lowest, self._now))
+        self._counters[tenant] = max(self.counter(tenant), min(lowest, self._now) - credit)
 
     def enter(self, tenant: str, work: float, weight: float) -> None:
         """One of its requests entered, with this much work by the forecast."""

@@ -120,8 +120,8 @@ async def test_room_is_also_sequences_and_prompts_on_their_way() -> None:
         both.leave(2)
         (await soon(waiting)).leave(1)
     with admission(Replicas((replace(READY, kv_tokens_total=100_000),))) as queue:
-        # Two steps of 1,000 tokens are on their way; the next prompt waits for a first token.
-        sent = [await queue.enter(job(f"p{i}", 1000)) for i in range(2)]
+        # More than a step and a half of 1,000 tokens is on its way; the next prompt waits for a first token.
+        sent = [await queue.enter(job(f"p{i}", 800)) for i in range(2)]
         waiting = asyncio.create_task(queue.enter(job("c")))
         await until(lambda: len(queue) == 1)
         sent[0].progress(False)
@@ -226,6 +226,27 @@ async def test_a_deadline_that_cannot_be_met() -> None:
         with pytest.raises(DeadlineExceeded, match="on an idle replica, too"):
             await queue.enter(job("b", output=100, deadline_in_s=0.5))
         (await queue.enter(job("c", output=10, deadline_in_s=30.0))).leave(1)
+
+
+async def test_the_newest_of_a_queue_that_is_too_long(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("deployments.room.ENTERED_SPEAKS_S", 0.0)
+    monkeypatch.setattr("deployments.policies.admission.MAX_WAIT_S", (0.0,) * 3)
+    refused_before = sample("llama31_admission_refused_total", model=MODEL, reason="queue_full")
+    with admission() as queue:
+        inside = await queue.enter(job("a", 900))
+        tasks = [asyncio.create_task(queue.enter(job(f"b{i}", 900))) for i in range(2)]
+        await until(lambda: len(queue) == 2)
+        inside.leave(1)
+        inside = await soon(tasks[0])
+        # One has entered while others waited: now there is a pace to reckon with.
+        with pytest.raises(Overloaded, match="would wait too long; try again in"):
+            await soon(queue.enter(job("c", 900)))
+        other = asyncio.create_task(queue.enter(job("d", 900, tenant="other")))
+        await until(lambda: len(queue) == 2)
+        inside.leave(1)
+        for task in (other, tasks[1]):
+            (await soon(task)).leave(1)
+    assert sample("llama31_admission_refused_total", model=MODEL, reason="queue_full") == refused_before + 1
 
 
 async def test_a_replica_that_has_not_reported_yet_has_room() -> None:

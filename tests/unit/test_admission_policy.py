@@ -108,14 +108,14 @@ BACKLOG = {"waiting": 9, "waiting_tokens": 4000, "tail": request("tail")}
         # 4,000 tokens wait and 100 come free each second: forty seconds are too long, for its newest.
         (
             [queue(request("a"), **BACKLOG)],
-            {"freed_tokens_per_s": 100.0, "kv_tokens_free": 0},
+            {"entered_tokens_per_s": 100.0, "kv_tokens_free": 0},
             "tail",
             "queue_full",
             20,
         ),
         (
             [queue(request("a"), **{**BACKLOG, "tail": request("tail", deadline_in_s=39)})],
-            {"freed_tokens_per_s": 100.0, "kv_tokens_free": 0, "speed": SPEED},
+            {"entered_tokens_per_s": 100.0, "kv_tokens_free": 0, "speed": SPEED},
             "tail",
             "deadline_unmeetable",
             40,
@@ -145,7 +145,7 @@ def test_a_deadline_that_can_be_met_is_no_reason() -> None:
 def test_a_flood_makes_its_own_tail_late_and_no_other() -> None:
     flood = queue(request("f"), tenant="flood", waiting=900, waiting_tokens=90_000, tail=request("f900"))
     light = queue(request("l"), tenant="light", waiting=2, waiting_tokens=200, tail=request("l2"))
-    seen = picture(flood, light, freed_tokens_per_s=100.0, kv_tokens_free=0)
+    seen = picture(flood, light, entered_tokens_per_s=100.0, kv_tokens_free=0)
     assert predicted_waits_s(seen) == {"light": 4.0, "flood": 902.0}
     decision = POLICY.decide(seen)
     assert isinstance(decision, Refused)
@@ -184,7 +184,7 @@ def pictures(draw: st.DrawFn) -> AdmissionSnapshot:
         prefill_tokens_free=draw(st.integers(-100, 100)),
         speed=draw(st.sampled_from([None, SPEED])),
         kv_tokens_replica=draw(st.sampled_from([0, 8738])),
-        freed_tokens_per_s=draw(st.sampled_from([0.0, 50.0])),
+        entered_tokens_per_s=draw(st.sampled_from([0.0, 50.0])),
         passed_tokens=draw(st.tuples(st.just(0.0), st.floats(0, 1e5), st.floats(0, 1e5))),
     )
 
