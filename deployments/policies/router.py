@@ -5,12 +5,13 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from hashlib import blake2b
+from math import fsum
 
 from cluster.policy import NOTHING_CACHED, ReplicaSnapshot, RequestFeatures, Route, StepSpeed
 from deployments.policies.ttft import ttft_s
 
 # Stands in where no replica's speed is known: only its ratios decide then. 70B bf16 on 4 H100s: an 8k prompt in
-# 585 ms, a step of one sequence 14.8 ms, 320 KiB of KV per token at 0.8 of 4 x 3.35 TB/s.
+# 585 ms, a step of one sequence 14.8 ms, 320 KiB of KV per token at 0.8 of 4 x 3.35 TB/s; 30 us a sequence is assumed.
 TYPICAL_SPEED = StepSpeed(0.0148, 585e-3 / 8192, 30e-6, 30e-9, 8192)
 
 
@@ -90,7 +91,8 @@ class PredictedTtft:
         weights = self._weights
         prompt_tokens, output_tokens = request.prompt_tokens, self._output_tokens(request)
         decode_tokens = weights.decode_share * output_tokens
-        mean_tokens = sum([r.recent_tokens for r in candidates]) / len(candidates)
+        # Exact, so that the order of the replicas does not matter.
+        mean_tokens = fsum([r.recent_tokens for r in candidates]) / len(candidates)
         prices_s = []
         for replica in candidates:
             speed = replica.speed or default_speed
