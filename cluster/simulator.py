@@ -369,7 +369,7 @@ class Simulation:
             self._leave(next(reversed(self._starting)))
             return
         serving = [member for member in self._members.values() if member.is_reachable and not member.is_draining]
-        member = min(serving, key=lambda m: (m.replica.running + m.replica.waiting, m.replica.replica_id))
+        member = min(serving, key=lambda m: (m.replica.jobs, m.replica.replica_id))
         member.is_draining = True
         if member.replica.is_idle:
             self._leave(member.replica)
