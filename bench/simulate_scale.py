@@ -64,7 +64,11 @@ def main() -> int:
         "load_max_over_mean": round(report.load_max_over_mean, 3),
     }
     met = {"wall_s": wall_s <= TARGETS["wall_s"][1], "finished_share": report.requests == requests}
-    result = figures | {"targets": {n: f"{s} {v}" for n, (s, v) in TARGETS.items()}, "met": met, "ok": all(met.values())}
+    result = figures | {
+        "targets": {n: f"{s} {v}" for n, (s, v) in TARGETS.items()},
+        "met": met,
+        "ok": all(met.values()),
+    }
     if options.save:
         table = ["| figure | value |", "|---|---|", *(f"| {name} | {value:,} |" for name, value in figures.items())]
         command = f"python -m bench.simulate_scale{' --quick' if options.quick else ''} --save"

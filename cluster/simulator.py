@@ -76,6 +76,10 @@ class Simulation:
         """Seconds since the first run began."""
         return self._now_s
 
+    def rest(self, seconds: float) -> None:
+        """The next run begins that much later."""
+        self._now_s += seconds
+
     def run(self, workload: Workload) -> Report:
         """All of these requests; their arrivals count from now. The next run may go on from here."""
         begin_s = self._now_s
@@ -90,7 +94,8 @@ class Simulation:
         while request is not None or self._pending:
             arrival_s = begin_s + request.arrival_s if request is not None else math.inf
             if events and events[0][0] < arrival_s:
-                self._now_s, _, event, subject, version = heappop(events)
+                event_s, _, event, subject, version = heappop(events)
+                self._now_s = max(self._now_s, event_s)
                 self._tally.events += 1
                 if self._happens(event, subject, version):
                     last_s = self._now_s
