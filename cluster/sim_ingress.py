@@ -246,6 +246,9 @@ class Ingress:
             speed=self._speed,
             starting_in_s=starting_in_s,
             tenants=tuple(self._tenant_queue(tenant, now_s) for tenant in self._queues),
+            kv_tokens_replica=max((snapshot.kv_tokens_total for snapshot in ready), default=0),
+            replica_running=sum(snapshot.running for snapshot in ready) / max(1, len(ready)),
+            replica_context_tokens=sum(snapshot.kv_tokens_used for snapshot in ready) / max(1, len(ready)),
         )
 
     def _tenant_queue(self, tenant: str, now_s: float) -> TenantQueue:
@@ -256,6 +259,8 @@ class Ingress:
             served_tokens=self._served[tenant],
             heads=tuple(_queued_request(queues[priority][0], now_s) for priority in sorted(queues)),
             waiting=sum(len(queue) for queue in queues.values()),
+            tail=_queued_request(queues[max(queues)][-1], now_s),
+            waiting_tokens=sum(_claim(job) for queue in queues.values() for job in queue),
         )
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 
 from cluster.policy import StepCost, StepShape, StepSpeed
-from cluster.sim_replica import EngineSettings
+from cluster.sim_fleet import EngineSettings
 from cluster.workload import Request
 
 

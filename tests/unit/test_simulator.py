@@ -24,9 +24,8 @@ from cluster.policy import (
     ScalerMemory,
 )
 from cluster.report import Report, Slo
-from cluster.sim_fleet import Failure, Scaling, SimFleet, View
+from cluster.sim_fleet import EngineSettings, Failure, Scaling, SimFleet, View
 from cluster.sim_ingress import Policies
-from cluster.sim_replica import EngineSettings
 from cluster.simulator import Simulation, simulate
 from cluster.workload import Request, SharedPrefixes, Workload, even_rate, poisson
 from deployments.policies.prefix_index import PrefixIndex
