@@ -29,10 +29,10 @@ LEADS_S = (65.0, 300.0)
 PEAKS = (8, 30)
 # Every rule may ask for half more than the peak.
 ROOM_OVER_PEAK = 1.5
-SHIPPED_PRICE = 12.0
-PRICES = (3.0, 6.0, SHIPPED_PRICE, 24.0, 48.0)
+SHIPPED_PRICE = 16.0
+PRICES = (8.0, 12.0, SHIPPED_PRICE, 32.0)
 SHARES_OVER_RATE = (0, 0.03, 0.06, 0.09, 0.12, 0.15, 0.18, 0.22, 0.26, 0.3, 0.36, 0.42, 0.5, 0.6, 0.75, 1.0, 1.4)
-SHARES_IN_USE = (0.5, 0.6, 0.7, 0.8, 0.9)
+SHARES_IN_USE = (0.55, 0.7, 0.85)
 # The constants were chosen on m-large and on m-small's first week.
 HELD_OUT = {"m-mid": "all 14 days", "m-small": "second week"}
 TARGETS = {"attainment": (">=", 0.99), "over_clairvoyant": ("<=", 1.15), "over_last_rate": ("<=", 0.90)}

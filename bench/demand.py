@@ -1,4 +1,4 @@
-"""Which demand do the scaling rules meet? ServeGen's request rates, in replicas of a fleet that peaks at a given size."""
+"""Which demand do the scaling rules meet? ServeGen's rates, in replicas of a fleet that peaks at a given size."""
 
 from __future__ import annotations
 
@@ -26,8 +26,7 @@ def read_rates(path: Path = RATES) -> dict[str, Rates]:
     """
     steps: dict[str, dict[int, float]] = {}
     try:
-        opened = gzip.open(path, "rt") if path.suffix == ".gz" else path.open()
-        with opened as file:
+        with gzip.open(path, "rt") if path.suffix == ".gz" else path.open() as file:
             for row in csv.DictReader(file):
                 steps.setdefault(row["model"], {})[int(float(row["t"])) // STEP_S] = float(row["rate"])
     except OSError as error:

@@ -16,6 +16,7 @@ import numpy.typing as npt
 from bench.demand import STEP_S, STEPS_A_DAY, Rates
 
 TICK_S = 5
+TICKS_A_DECISION = 2
 TICKS_A_STEP = STEP_S // TICK_S
 Column = npt.NDArray[np.float64]
 
@@ -55,15 +56,17 @@ def run(rules: Sequence[FluidRule], load: Rates, lead_s: float, slack_s: float, 
     """All rules on one demand. `slack_s` is what the SLO leaves for waiting, `room` the most replicas there can be."""
     labels = [label for rule in rules for label in rule.labels]
     edges = np.cumsum([0, *(len(rule.labels) for rule in rules)])
+    cuts = list(zip(rules, edges[:-1].tolist(), edges[1:].tolist(), strict=True))
     fleet = _Fleet(len(labels), load[0], round(lead_s / TICK_S))
     for tick in range(len(load) * TICKS_A_STEP):
-        # A tick's arrivals are known when it is over.
-        seen = float(load[max(0, tick - 1) // TICKS_A_STEP])
-        for rule, low, high in zip(rules, edges, edges[1:], strict=False):
-            cut = slice(low, high)
-            picture = FluidPicture(tick * TICK_S, seen, fleet.ready[cut], fleet.starting[cut], fleet.backlog[cut], room)
-            fleet.wanted[cut] = rule.targets(picture)
-        fleet.scale(np.clip(fleet.wanted, 1, room), tick)
+        if tick % TICKS_A_DECISION == 0:
+            # A tick's arrivals are known when it is over.
+            seen = float(load[max(0, tick - 1) // TICKS_A_STEP])
+            for rule, low, high in cuts:
+                state = fleet.ready[low:high], fleet.starting[low:high], fleet.backlog[low:high]
+                fleet.wanted[low:high] = rule.targets(FluidPicture(tick * TICK_S, seen, *state, room))
+            fleet.scale(np.clip(fleet.wanted, 1, room), tick)
+        fleet.make_ready(tick)
         fleet.serve(float(load[tick // TICKS_A_STEP]), slack_s)
     days = len(load) / STEPS_A_DAY
     return [
@@ -82,33 +85,37 @@ class _Fleet:
         self.wanted = np.zeros(columns)
         self.late, self.replica_s, self.reversals = (np.zeros(columns) for _ in range(3))
         self.arrived = 0.0
-        self._queue = np.zeros((lead_ticks + 1, columns))
+        self._queue = np.zeros((lead_ticks, columns))
         self._direction = np.zeros(columns)
+        self._new: Column | float = 0.0
 
     def scale(self, target: Column, tick: int) -> None:
         change = target - self.ready - self.starting
+        if not change.any():
+            return
+        self.reversals += self._direction * change < 0
+        self._direction = np.where(change != 0, np.sign(change), self._direction)
+        surplus = np.maximum(0, -change)
         slots = len(self._queue)
-        if change.any():
-            turned = (change != 0) & (self._direction * change < 0)
-            self.reversals += turned
-            self._direction = np.where(change != 0, np.sign(change), self._direction)
-            surplus = np.maximum(0, -change)
-            for age in range(1, slots):
-                if not surplus.any():
-                    break
-                slot = self._queue[(tick - age) % slots]
-                taken = np.minimum(surplus, slot)
-                slot -= taken
-                self.starting -= taken
-                surplus -= taken
-            self.ready = self.ready - surplus
-            new = np.maximum(0, change)
-        else:
-            new = change
-        arriving = self._queue[tick % slots].copy()
-        self._queue[tick % slots] = new
-        self.starting = self.starting + new - arriving
-        self.ready = self.ready + arriving
+        for age in range(1, slots):
+            if not surplus.any():
+                break
+            slot = self._queue[(tick - age) % slots]
+            taken = np.minimum(surplus, slot)
+            slot -= taken
+            self.starting -= taken
+            surplus -= taken
+        self.ready = self.ready - surplus
+        started = np.maximum(0, change)
+        self.starting = self.starting + started
+        self._new = started
+
+    def make_ready(self, tick: int) -> None:
+        slot = self._queue[tick % len(self._queue)]
+        self.starting = self.starting - slot
+        self.ready = self.ready + slot
+        slot[:] = self._new
+        self._new = 0.0
 
     def serve(self, load: float, slack_s: float) -> None:
         before_s = self.backlog / self.ready

@@ -12,6 +12,7 @@ import yaml
 from pydantic import AfterValidator, Field, ValidationError, model_validator
 
 from deployments.config_sections import (
+    AutoscalingConfig,
     EnergyConfig,
     EngineConfig,
     HardwareConfig,
@@ -47,6 +48,7 @@ class ServiceConfig(Section):
     energy: EnergyConfig | None = EnergyConfig()
     local_cluster: LocalClusterConfig | None = None
     tracing: TracingConfig | None = None
+    autoscaling: AutoscalingConfig | None = None
 
     @model_validator(mode="after")
     def _is_consistent(self) -> ServiceConfig:
@@ -56,6 +58,12 @@ class ServiceConfig(Section):
             raise ValueError(
                 f"engine.max_model_tokens is {self.engine.max_model_tokens}; "
                 f"{spec.name} was trained for {spec.context_tokens}"
+            )
+        scaling = self.autoscaling
+        if scaling and not scaling.min_replicas <= self.replicas <= scaling.max_replicas:
+            raise ValueError(
+                f"replicas is {self.replicas}, how many there are at first; autoscaling allows "
+                f"{scaling.min_replicas} to {scaling.max_replicas}"
             )
         if self.engine.device == "cpu" and self.engine.kv_cache_bytes is None:
             raise ValueError("engine.kv_cache_bytes must be set when engine.device is cpu")

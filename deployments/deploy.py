@@ -34,7 +34,7 @@ class RunningApplication:
         self._dashboard_url = dashboard_url
         self._progress = progress
         # Node-local files of all processes: metrics, unix sockets.
-        self._directory = Path(tempfile.mkdtemp(prefix="llama31-run-"))
+        self.run_directory = Path(tempfile.mkdtemp(prefix="llama31-run-"))
         self._is_deployed = False
 
     def start(self) -> IngressRecord:
@@ -50,7 +50,7 @@ class RunningApplication:
             self._is_deployed = True
             open_directory()
             serve.start(proxy_location="Disabled")
-            application = build_app(config, self._directory, self._dashboard_url)
+            application = build_app(config, self.run_directory, self._dashboard_url)
             target = serve.RunTarget(application, name=APP_NAME, route_prefix=None)
             serve.run_many([target], wait_for_applications_running=False)
             return self._wait_ready()
@@ -67,7 +67,7 @@ class RunningApplication:
                 serve.delete(APP_NAME)
                 if (directory := find_directory()) is not None:
                     ray.kill(directory)
-        shutil.rmtree(self._directory, ignore_errors=True)
+        shutil.rmtree(self.run_directory, ignore_errors=True)
 
     def _wait_ready(self) -> IngressRecord:
         """Shows each change of each replica; fails as soon as one says why it cannot start."""

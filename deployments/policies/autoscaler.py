@@ -45,7 +45,7 @@ class ScalingRules:
     lead_s: float
     min_replicas: int
     max_replicas: int
-    late_price: float = 12.0
+    late_price: float = 16.0
     keep_s: float = 60.0
     idle_s: float = 600.0
 
@@ -145,9 +145,9 @@ def replicas_for(load: float, spread: float, price: float, most: int) -> int:
 
     The logarithm of the next jump is taken as Laplace-distributed with the scale `spread`. Never falls as `load` grows.
     """
-    replicas = math.ceil(load - 1e-9)
     if load <= 0:
         return 0
+    replicas = max(1, math.ceil(load - 1e-9))
     while replicas < most and price * load * (_above(replicas, load, spread) - _above(replicas + 1, load, spread)) > 1:
         replicas += 1
     return replicas

@@ -1,0 +1,51 @@
+"""How much work comes to one ingress? What the autoscaler is told of it; counters only grow."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True, slots=True)
+class DemandReport:
+    """What one ingress saw since it began, and what waits there now.
+
+    `output_tokens` and `answered` are of the answers that ended: together they say how long an answer is.
+    `held` requests have no replica that could take them.
+    """
+
+    requests: int = 0
+    prompt_tokens: int = 0
+    output_tokens: int = 0
+    answered: int = 0
+    in_flight: int = 0
+    held: int = 0
+    backlog_s: float = 0.0
+
+
+class DemandCounter:
+    """Counts for one ingress process."""
+
+    def __init__(self) -> None:
+        self._requests = self._prompt_tokens = self._output_tokens = self._answered = 0
+
+    def arrive(self, prompt_tokens: int) -> None:
+        """A request whose prompt was understood, whether it is admitted or not."""
+        self._requests += 1
+        self._prompt_tokens += prompt_tokens
+
+    def answer(self, output_tokens: int) -> None:
+        """An answer ended, early or not."""
+        self._answered += 1
+        self._output_tokens += output_tokens
+
+    def report(self, in_flight: int, ready_replicas: int, backlog_s: float) -> DemandReport:
+        """The counters now. `backlog_s` is the predicted time to first token of a request that came now."""
+        return DemandReport(
+            requests=self._requests,
+            prompt_tokens=self._prompt_tokens,
+            output_tokens=self._output_tokens,
+            answered=self._answered,
+            in_flight=in_flight,
+            held=0 if ready_replicas else in_flight,
+            backlog_s=backlog_s,
+        )
