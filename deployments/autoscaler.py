@@ -49,7 +49,7 @@ def engine_count(config: ServiceConfig, run_directory: Path) -> dict[str, Any]:
     bounds = {
         "min_replicas": scaling.min_replicas,
         "max_replicas": scaling.max_replicas,
-        "initial_replicas": config.replicas,
+        "initial_replicas": config.first_replicas,
     }
     # The policy has patience of its own.
     delays = {"upscale_delay_s": 0.0, "downscale_delay_s": 0.0, "downscale_to_zero_delay_s": 0.0}
@@ -75,7 +75,7 @@ class ServeAutoscaler:
         assert scaling is not None, "engine_count asks for this policy only with the section"
         self._scaling = scaling
         self._policy = SloAutoscaler(scaling.rules)
-        path = Path(run_directory) / LOG_NAME
+        path = Path(scaling.decision_log or Path(run_directory) / LOG_NAME)
         self._log = DecisionLog(path, scaling.rules)
         self._memory = remembered(last_decision(path), time.time())
         self._history = DemandHistory(scaling.measure_s)

@@ -59,11 +59,10 @@ class ServiceConfig(Section):
                 f"engine.max_model_tokens is {self.engine.max_model_tokens}; "
                 f"{spec.name} was trained for {spec.context_tokens}"
             )
-        scaling = self.autoscaling
-        if scaling and not scaling.min_replicas <= self.replicas <= scaling.max_replicas:
+        if self.autoscaling and self.replicas > self.autoscaling.max_replicas:
+            most = self.autoscaling.max_replicas
             raise ValueError(
-                f"replicas is {self.replicas}, how many there are at first; autoscaling allows "
-                f"{scaling.min_replicas} to {scaling.max_replicas}"
+                f"replicas is {self.replicas}, how many there are at first; autoscaling.max_replicas is {most}"
             )
         if self.engine.device == "cpu" and self.engine.kv_cache_bytes is None:
             raise ValueError("engine.kv_cache_bytes must be set when engine.device is cpu")
@@ -73,6 +72,11 @@ class ServiceConfig(Section):
     def spec(self) -> ModelSpec:
         """The model's numbers."""
         return get_spec(self.model)
+
+    @property
+    def first_replicas(self) -> int:
+        """How many there are when the service starts."""
+        return max(self.replicas, self.autoscaling.min_replicas) if self.autoscaling else self.replicas
 
     @property
     def parallel_plan(self) -> ParallelPlan:

@@ -210,6 +210,7 @@ class AutoscalingConfig(Section):
     measure_s: float = Field(default=30.0, ge=1, le=600, description="the demand is the mean of so long")
     keep_s: float = Field(default=60.0, ge=0, description="fewer replicas go once fewer were enough for so long")
     idle_s: float = Field(default=600.0, ge=0, description="the last one goes after so long without requests")
+    decision_log: Annotated[str | None, Field(description="file on the head's node; null: in the run directory")] = None
     cluster_grows: bool = Field(default=False, description="something adds nodes for replicas that find no room")
 
     @model_validator(mode="after")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Sized
 from dataclasses import dataclass
 
 
@@ -10,7 +11,7 @@ class DemandReport:
     """What one ingress saw since it began, and what waits there now.
 
     `output_tokens` and `answered` are of the answers that ended: together they say how long an answer is.
-    `held` requests have no replica that could take them.
+    `held` requests were not given to a replica yet.
     """
 
     requests: int = 0
@@ -25,7 +26,11 @@ class DemandReport:
 class DemandCounter:
     """Counts for one ingress process."""
 
-    def __init__(self) -> None:
+    def __init__(self, in_flight: Sized, held: Sized, backlog_s: Callable[[], float]) -> None:
+        """`backlog_s` predicts the time to first token of a request that a replica were given now."""
+        self._in_flight = in_flight
+        self._held = held
+        self._backlog_s = backlog_s
         self._requests = self._prompt_tokens = self._output_tokens = self._answered = 0
 
     def arrive(self, prompt_tokens: int) -> None:
@@ -38,14 +43,14 @@ class DemandCounter:
         self._answered += 1
         self._output_tokens += output_tokens
 
-    def report(self, in_flight: int, ready_replicas: int, backlog_s: float) -> DemandReport:
-        """The counters now. `backlog_s` is the predicted time to first token of a request that came now."""
+    def report(self) -> DemandReport:
+        """The counters now, and what is in flight."""
         return DemandReport(
             requests=self._requests,
             prompt_tokens=self._prompt_tokens,
             output_tokens=self._output_tokens,
             answered=self._answered,
-            in_flight=in_flight,
-            held=0 if ready_replicas else in_flight,
-            backlog_s=backlog_s,
+            in_flight=len(self._in_flight),
+            held=len(self._held),
+            backlog_s=self._backlog_s(),
         )

@@ -46,7 +46,7 @@ class RunningApplication:
         try:
             check_room(config, snapshot())
             logging.getLogger("ray.serve").setLevel(logging.ERROR)
-            self._progress(f"deploying {config.replicas} x {config.model} as {config.plan}")
+            self._progress(f"deploying {config.first_replicas} x {config.model} as {config.plan}")
             self._is_deployed = True
             open_directory()
             serve.start(proxy_location="Disabled")
@@ -86,7 +86,7 @@ class RunningApplication:
             if application.status == "DEPLOY_FAILED":
                 raise EngineFailed(last_line(application.message))
             ready = sum(record.phase == "ready" for record in records)
-            if ready >= self._config.replicas and application.status == "RUNNING":
+            if ready >= self._config.first_replicas and application.status == "RUNNING":
                 ingresses = read_ingresses()
                 if len(ingresses) >= self._config.ingress.replicas:
                     return ingresses[0]

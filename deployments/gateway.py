@@ -17,7 +17,7 @@ from deployments.choices import ChoiceRun, Job, interleaved, total_usage, used_t
 from deployments.config import ServiceConfig
 from deployments.constraint_check import ConstraintCheck, asked_of
 from deployments.continuation import ContinuingStream
-from deployments.demand import DemandCounter, DemandReport
+from deployments.demand import DemandCounter
 from deployments.fleet import Fleet
 from deployments.in_flight import InFlight
 from deployments.metrics import Metrics
@@ -88,7 +88,7 @@ class ServiceGateway:
         self._in_flight = InFlight(config.ingress.max_requests)
         room = Room(fleet, EngineBounds(config.engine.max_running, config.engine.max_batched_tokens), share)
         self.admission = Admission(config.model, room, metrics, FairAdmission(config.ingress.hold_s))
-        self._demand = DemandCounter()
+        self.demand = DemandCounter(self._in_flight, self.admission, self._router.backlog_s)
 
     def chat(self, request: ChatRequest, call: Call) -> AsyncGenerator[Event, None]:
         """Answers a dialog."""
@@ -143,11 +143,6 @@ class ServiceGateway:
             )
             for record in self._fleet.records()
         )
-
-    def demand(self) -> DemandReport:
-        """What came here and what waits, for the autoscaler."""
-        backlog_s = self._router.backlog_s()
-        return self._demand.report(len(self._in_flight), self._fleet.ready_replicas(), backlog_s)
 
     @asynccontextmanager
     async def visit(self, tenant: Tenant) -> AsyncIterator[None]:
@@ -217,11 +212,11 @@ class ServiceGateway:
             outcome = outcome or call.closing.reason
             tokens = used_tokens(job, answers, outcome)
             if ticket is not None:
-                ticket.leave(sum(answer.output_tokens for answer in answers))
+                output_tokens = sum(answer.output_tokens for answer in answers)
+                self.demand.answer(output_tokens)
+                ticket.leave(output_tokens)
             if visit is not None:
                 visit.leave(tokens)
-            if job is not None:
-                self._demand.answer(max(0, tokens - len(job.request.prompt_token_ids)))
             log_labelled(request, call, outcome, tokens)
             self._in_flight.leave(call)
             self._metrics.set("llama31_streams_open", len(self._in_flight), model=self._config.model)
@@ -259,7 +254,7 @@ class ServiceGateway:
         constraint = constraint_of(request)
         await self._constraints.check(asked_of(request, constraint), call.tenant.name)
         prompt = await self._encode(request)
-        self._demand.arrive(len(prompt))
+        self.demand.arrive(len(prompt))
         languages, tokenizer = self._spec.languages, self._codec.tokenizer
         warnings = await self._tenancy.check_language(call.tenant, request, languages, tokenizer)
         options = request.options

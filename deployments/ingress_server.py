@@ -66,7 +66,8 @@ class IngressServer:
         self._directory = open_directory()
         token = await self._directory.token.remote()
         index_blocks = config.router.index_blocks
-        self._fleet = Fleet(lambda seen: self._directory.watch.remote(seen), token, config.replicas, index_blocks)
+        first = config.first_replicas
+        self._fleet = Fleet(lambda seen: self._directory.watch.remote(seen), token, first, index_blocks)
         self._fleet.start()
         await asyncio.to_thread(prepare_weights, config, lambda line: None)
         codec = await asyncio.to_thread(load_codec, config.spec.codec, checkpoint_dir(config))
@@ -195,7 +196,7 @@ class IngressServer:
 
     async def _report_demand(self, gateway: ServiceGateway, every_s: float) -> None:
         while True:
-            await told(self._directory.report_demand.remote(self._record.ingress_id, gateway.demand()))
+            await told(self._directory.report_demand.remote(self._record.ingress_id, gateway.demand.report()))
             await asyncio.sleep(min(every_s, ANNOUNCE_EVERY_S))
 
     async def _count_scalings(self, watcher: IngressMetrics) -> None:

@@ -115,6 +115,10 @@ class SloAutoscaler:
         tolerated = TOLERATED_SHARE * self.rules.slo_ttft_s * fleet.ready
         until_ready_s = self.rules.lead_s / (2 if fleet.starting else 1)
         queued = fleet.backlog_s * fleet.ready + max(0.0, load - fleet.ready) * until_ready_s
+        arrived = sum(tick.requests for tick in fleet.demand)
+        if arrived > 0:
+            each = load * sum(tick.seconds for tick in fleet.demand) / arrived
+            queued += fleet.waiting_requests * each
         if not fleet.ready or queued <= tolerated:
             return 0
         return math.ceil(min(2 * load + 1, load + (queued - tolerated) / DRAIN_S))

@@ -54,6 +54,7 @@ def decided(pictures: list[FleetSnapshot], rules: ScalingRules = RULES) -> list[
         (fleet(2.5, ready=3), RULES, (3, "steady")),
         (fleet(2.5), RULES, (6, "backlog")),
         (fleet(2.5, ready=3, backlog_s=3.0), RULES, (4, "backlog")),
+        (fleet(2.5, ready=3, waiting_requests=2), RULES, (6, "backlog")),
         (fleet(40.0), RULES, (12, "at_max")),
         (fleet(5.0, room=1), RULES, (2, "no_room")),
         (fleet(5.01, ready=5), replace(RULES, lead_s=1.0), (6, "demand")),
