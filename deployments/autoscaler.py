@@ -132,7 +132,8 @@ class ClusterLook:
 
     def __call__(self) -> Sight:
         """Raises: whatever keeps Ray or the directory from answering."""
-        self._directory = find_directory()
+        # Ray would start a cluster of its own for who asks too early.
+        self._directory = find_directory() if ray.is_initialized() else None
         if self._directory is None:
             raise LookupError("there is no replica directory")
         records, reports = ray.get(self._directory.demand.remote(), timeout=ANSWER_S)
