@@ -10,7 +10,7 @@ from dataclasses import dataclass
 class DemandReport:
     """What one ingress saw since it began, and what waits there now.
 
-    `output_tokens` and `answered` are of the answers that ended: together they say how long an answer is.
+    `output_tokens` and `answered` are of whole answers: together they say how long an answer is.
     `held` requests were not given to a replica yet.
     """
 
@@ -39,7 +39,7 @@ class DemandCounter:
         self._prompt_tokens += prompt_tokens
 
     def answer(self, output_tokens: int) -> None:
-        """An answer ended, early or not."""
+        """An answer is whole."""
         self._answered += 1
         self._output_tokens += output_tokens
 

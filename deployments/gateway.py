@@ -212,9 +212,7 @@ class ServiceGateway:
             outcome = outcome or call.closing.reason
             tokens = used_tokens(job, answers, outcome)
             if ticket is not None:
-                output_tokens = sum(answer.output_tokens for answer in answers)
-                self.demand.answer(output_tokens)
-                ticket.leave(output_tokens)
+                ticket.leave(sum(answer.output_tokens for answer in answers))
             if visit is not None:
                 visit.leave(tokens)
             log_labelled(request, call, outcome, tokens)
@@ -329,6 +327,7 @@ class ServiceGateway:
             # Also a request that failed or that nobody waits for has used energy.
             resources = self._charge(job.call.tenant, runs)
         usage = total_usage(runs, job, _now_s(), resources)
+        self.demand.answer(usage.output_tokens)
         self._metrics.add("llama31_prompt_tokens_total", usage.prompt_tokens, model=self._config.model)
         self._metrics.add("llama31_output_tokens_total", usage.output_tokens, model=self._config.model)
         yield Completed(usage)
