@@ -76,7 +76,6 @@ class ServiceGateway:
         self._fleet = fleet
         self._router = Router(config.model, fleet, policy, metrics)
         self._metrics = metrics
-        # Observed for every message: looked up once.
         self._ttft = metrics.child("llama31_ttft_seconds", model=config.model)
         self._inter_token = metrics.child("llama31_inter_token_seconds", model=config.model)
         self._queue_wait = metrics.child("llama31_queue_wait_seconds", model=config.model)
@@ -86,7 +85,8 @@ class ServiceGateway:
         self._tracing = tracing
         self._constraints = ConstraintCheck()
         self._in_flight = InFlight(config.ingress.max_requests)
-        room = Room(fleet, EngineBounds(config.engine.max_running, config.engine.max_batched_tokens), share)
+        bounds = EngineBounds(config.engine.max_running, config.engine.max_batched_tokens)
+        room = Room(fleet, bounds, share, starts_on_demand=config.autoscaling is not None)
         self.admission = Admission(config.model, room, metrics, FairAdmission(config.ingress.hold_s))
         self.demand = DemandCounter(self._in_flight, self.admission, self._router.backlog_s)
 

@@ -26,7 +26,7 @@ OVERRIDES = FREE_PORTS | {
     "engine.script.step_s": 0.005,
     "replicas": 1,
     "autoscaling": {
-        "min_replicas": 1,
+        "min_replicas": 0,
         "max_replicas": 3,
         "prompt_tokens_per_s": 500.0,
         "output_tokens_per_s": 100_000.0,
@@ -35,6 +35,7 @@ OVERRIDES = FREE_PORTS | {
         "tick_s": 0.5,
         "measure_s": 2.0,
         "keep_s": 2.0,
+        "idle_s": 3.0,
     },
 }
 QUESTION = "count with me: " + " ".join(str(number) for number in range(12))
@@ -55,6 +56,9 @@ async def test_replicas_follow_the_load_and_no_request_fails(
         assert await _reaches(1, 40.0), "and drained"
         light.cancel()
         await asyncio.gather(light, return_exceptions=True)
+        assert await _reaches(0, 30.0), "nobody asks"
+        async with Client(address) as client:
+            assert await client.chat(QUESTION, options=greedy(20)).text(), "held until there is a replica"
         assert failures == []
         log = application.run_directory / LOG_NAME
         copy = tmp_path / LOG_NAME
@@ -63,6 +67,7 @@ async def test_replicas_follow_the_load_and_no_request_fails(
         await asyncio.to_thread(application.stop)
     targets = [decision.scale.target for _, decision in read_decisions(copy)]
     assert (targets[0], max(targets), targets[-1]) == (1, 3, 1)
+    assert targets.index(3) < targets.index(0), "none only after the load"
     assert main(["replay", str(copy)]) == 0
     assert "all decisions are the same" in capsys.readouterr().out
 
