@@ -11,6 +11,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import secrets
+from collections import deque
 from collections.abc import Awaitable
 from dataclasses import dataclass
 from typing import Any, Literal
@@ -20,6 +21,7 @@ from ray.actor import ActorHandle
 from ray.exceptions import RayError
 
 from deployments.config import cluster_token
+from deployments.demand import DemandReport
 from llama31.engine import RankReport
 
 NAME = "replica-directory"
@@ -28,6 +30,7 @@ ANNOUNCE_EVERY_S = 2.0
 EXPIRE_AFTER_S = 6.0
 POLL_S = 30.0
 ANSWER_S = 5.0
+SCALINGS_KEPT = 100
 
 Phase = Literal["starting", "loading", "warming up", "ready", "draining", "failed"]
 
@@ -74,6 +77,18 @@ class IngressRecord:
     phase: Literal["ready", "draining"] = "ready"
 
 
+@dataclass(frozen=True, slots=True)
+class Scaling:
+    """What the autoscaler decided once: its target, what it wanted before any bound, and from what."""
+
+    model: str
+    target: int
+    wanted: int
+    reason: str
+    load: float
+    backlog_s: float
+
+
 class Directory:
     """The actor's state: the latest record of all that announced themselves lately."""
 
@@ -82,6 +97,8 @@ class Directory:
         self._records: dict[str, tuple[float, ReplicaRecord]] = {}
         self._ingresses: dict[str, tuple[float, IngressRecord]] = {}
         self._losses: list[tuple[str, RankReport]] = []
+        self._demand: dict[str, tuple[float, DemandReport]] = {}
+        self._scalings: deque[Scaling] = deque(maxlen=SCALINGS_KEPT)
         self._version = 0
         self._changed = asyncio.Event()
 
@@ -139,6 +156,26 @@ class Directory:
         """The lost ranks that nobody took yet, with their models: whoever takes them counts them."""
         losses, self._losses = tuple(self._losses), []
         return losses
+
+    async def report_demand(self, ingress_id: str, report: DemandReport) -> None:
+        """What an ingress counted, for the autoscaler."""
+        self._demand[ingress_id] = (_now_s(), report)
+
+    async def demand(self) -> tuple[tuple[ReplicaRecord, ...], dict[str, DemandReport]]:
+        """What the autoscaler looks at: all replicas, and what each ingress that still reports has counted."""
+        oldest_s = _now_s() - EXPIRE_AFTER_S
+        self._demand = {key: entry for key, entry in self._demand.items() if entry[0] >= oldest_s}
+        return await self.list(), {key: report for key, (_, report) in self._demand.items()}
+
+    async def tell_scaling(self, scaling: Scaling) -> None:
+        """A decision of the autoscaler, which has no metrics of its own."""
+        self._scalings.append(scaling)
+
+    async def take_scalings(self) -> tuple[Scaling, ...]:
+        """The decisions that nobody took yet: whoever takes them counts them."""
+        scalings = tuple(self._scalings)
+        self._scalings.clear()
+        return scalings
 
     def _expire(self) -> None:
         oldest_s = _now_s() - EXPIRE_AFTER_S

@@ -17,6 +17,7 @@ from deployments.choices import ChoiceRun, Job, interleaved, total_usage, used_t
 from deployments.config import ServiceConfig
 from deployments.constraint_check import ConstraintCheck, asked_of
 from deployments.continuation import ContinuingStream
+from deployments.demand import DemandCounter
 from deployments.fleet import Fleet
 from deployments.in_flight import InFlight
 from deployments.metrics import Metrics
@@ -75,7 +76,6 @@ class ServiceGateway:
         self._fleet = fleet
         self._router = Router(config.model, fleet, policy, metrics)
         self._metrics = metrics
-        # Observed for every message: looked up once.
         self._ttft = metrics.child("llama31_ttft_seconds", model=config.model)
         self._inter_token = metrics.child("llama31_inter_token_seconds", model=config.model)
         self._queue_wait = metrics.child("llama31_queue_wait_seconds", model=config.model)
@@ -85,8 +85,10 @@ class ServiceGateway:
         self._tracing = tracing
         self._constraints = ConstraintCheck()
         self._in_flight = InFlight(config.ingress.max_requests)
-        room = Room(fleet, EngineBounds(config.engine.max_running, config.engine.max_batched_tokens), share)
+        bounds = EngineBounds(config.engine.max_running, config.engine.max_batched_tokens)
+        room = Room(fleet, bounds, share, starts_on_demand=config.autoscaling is not None)
         self.admission = Admission(config.model, room, metrics, FairAdmission(config.ingress.hold_s))
+        self.demand = DemandCounter(self._in_flight, self.admission, self._router.backlog_s)
 
     def chat(self, request: ChatRequest, call: Call) -> AsyncGenerator[Event, None]:
         """Answers a dialog."""
@@ -250,6 +252,7 @@ class ServiceGateway:
         constraint = constraint_of(request)
         await self._constraints.check(asked_of(request, constraint), call.tenant.name)
         prompt = await self._encode(request)
+        self.demand.arrive(len(prompt))
         languages, tokenizer = self._spec.languages, self._codec.tokenizer
         warnings = await self._tenancy.check_language(call.tenant, request, languages, tokenizer)
         options = request.options
@@ -324,6 +327,7 @@ class ServiceGateway:
             # Also a request that failed or that nobody waits for has used energy.
             resources = self._charge(job.call.tenant, runs)
         usage = total_usage(runs, job, _now_s(), resources)
+        self.demand.answer(usage.output_tokens)
         self._metrics.add("llama31_prompt_tokens_total", usage.prompt_tokens, model=self._config.model)
         self._metrics.add("llama31_output_tokens_total", usage.output_tokens, model=self._config.model)
         yield Completed(usage)

@@ -11,7 +11,7 @@ from cluster.placement import PendingReason, why_pending
 from cluster.policy import Topology
 from deployments.call import CountCall
 from deployments.config import ServiceConfig
-from deployments.directory import ReplicaRecord
+from deployments.directory import ReplicaRecord, Scaling
 from deployments.metrics import Metrics
 from deployments.policies.prefix_index import PrefixIndex
 from deployments.replica_metrics import rank_labels
@@ -114,6 +114,15 @@ class IngressMetrics:
     def lose_rank(self, model: str, report: RankReport) -> None:
         """A rank's process went away, its replica with it: so it is counted here."""
         self._metrics.add("llama31_ranks_lost_total", model=model, **rank_labels(report))
+
+    def count_scaling(self, scaling: Scaling) -> None:
+        """A decision of the autoscaler, which has no metrics of its own."""
+        model = scaling.model
+        self._metrics.add("llama31_autoscaler_decisions_total", model=model, reason=scaling.reason)
+        self._metrics.set("llama31_autoscaler_target", scaling.target, model=model)
+        self._metrics.set("llama31_autoscaler_wanted", scaling.wanted, model=model)
+        self._metrics.set("llama31_autoscaler_load", scaling.load, model=model)
+        self._metrics.set("llama31_autoscaler_backlog_seconds", scaling.backlog_s, model=model)
 
     def count_cluster(self, topology: Topology) -> None:
         """GPUs, and replicas that wait for some."""

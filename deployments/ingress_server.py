@@ -66,7 +66,8 @@ class IngressServer:
         self._directory = open_directory()
         token = await self._directory.token.remote()
         index_blocks = config.router.index_blocks
-        self._fleet = Fleet(lambda seen: self._directory.watch.remote(seen), token, config.replicas, index_blocks)
+        first = config.first_replicas
+        self._fleet = Fleet(lambda seen: self._directory.watch.remote(seen), token, first, index_blocks)
         self._fleet.start()
         await asyncio.to_thread(prepare_weights, config, lambda line: None)
         codec = await asyncio.to_thread(load_codec, config.spec.codec, checkpoint_dir(config))
@@ -95,6 +96,8 @@ class IngressServer:
         await self._drain_door.start()
         jobs = [exporter.run(), watcher.run(), self._keep_announcing(), self._follow_wanted(engine.deployment_name)]
         jobs += [self._count_losses(watcher), leases.run(gateway.admission), *([desk.watch()] if desk else [])]
+        if config.autoscaling:
+            jobs += [self._report_demand(gateway, config.autoscaling.tick_s / 2), self._count_scalings(watcher)]
         self._background = [asyncio.create_task(job) for job in jobs]
 
     async def _open_doors(
@@ -189,6 +192,20 @@ class IngressServer:
                 async with asyncio.timeout(ANSWER_S):
                     for model, report in await self._directory.take_losses.remote():
                         watcher.lose_rank(model, report)
+            await asyncio.sleep(ANNOUNCE_EVERY_S)
+
+    async def _report_demand(self, gateway: ServiceGateway, every_s: float) -> None:
+        while True:
+            await told(self._directory.report_demand.remote(self._record.ingress_id, gateway.demand.report()))
+            await asyncio.sleep(min(every_s, ANNOUNCE_EVERY_S))
+
+    async def _count_scalings(self, watcher: IngressMetrics) -> None:
+        """As with lost ranks: whichever ingress asks first counts them."""
+        while True:
+            with contextlib.suppress(RayError, TimeoutError):
+                async with asyncio.timeout(ANSWER_S):
+                    for scaling in await self._directory.take_scalings.remote():
+                        watcher.count_scaling(scaling)
             await asyncio.sleep(ANNOUNCE_EVERY_S)
 
     async def _keep_announcing(self) -> None:

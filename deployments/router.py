@@ -11,6 +11,7 @@ from cluster.policy import NOTHING_CACHED, RequestFeatures, Route, RouterPolicy
 from deployments.choices import Job
 from deployments.fleet import Fleet
 from deployments.metrics import Metrics
+from deployments.policies.ttft import ttft_s
 from deployments.sequence_stream import Forecast, SequenceStream
 from llama31.engine import EngineRequest
 from llama31.errors import NoReadyReplica
@@ -82,6 +83,12 @@ class Router:
         """The first token is there."""
         if predicted_s:
             self._real_to_predicted.observe((_now_s() - submitted_s) / predicted_s)
+
+    def backlog_s(self) -> float:
+        """What is queued where it is shortest, as time to a first token; 0 where no replica tells its speed."""
+        ready = (replica for replica in self._fleet.snapshots() if replica.ready and not replica.draining)
+        waits_s = [ttft_s(replica, replica.speed, 0, 0) for replica in ready if replica.speed is not None]
+        return min(waits_s, default=0.0)
 
 
 def _deadline_in_ms(job: Job) -> int:

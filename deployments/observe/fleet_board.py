@@ -188,6 +188,16 @@ FLEET = Board(
                     "areas",
                 ),
                 Panel(
+                    "Autoscaler",
+                    "Replicas: what arrives in replicas' worth of work, wanted, and asked for within bounds and room.",
+                    "short",
+                    (
+                        Query("max by (model) (llama31_autoscaler_load)", "{{model}} load"),
+                        Query("max by (model) (llama31_autoscaler_wanted)", "{{model}} wanted"),
+                        Query("max by (model) (llama31_autoscaler_target)", "{{model}} target"),
+                    ),
+                ),
+                Panel(
                     "Placement pending",
                     "Replicas that wait for GPUs, and why.",
                     "short",

@@ -222,6 +222,19 @@ CASES: tuple[Case, ...] = (
         "15m",
     ),
     Case(
+        "Llama31AutoscalerAtItsBound",
+        "wants five, may have four",
+        {of_model("llama31_autoscaler_wanted"): "5x30", of_model("llama31_autoscaler_target"): "4x30"},
+        "20m",
+        (OF_MODEL | TICKET,),
+    ),
+    Case(
+        "Llama31AutoscalerAtItsBound",
+        "a jump that passes",
+        {of_model("llama31_autoscaler_wanted"): "3x5 5x5 3x20", of_model("llama31_autoscaler_target"): "3x5 4x5 3x20"},
+        "20m",
+    ),
+    Case(
         "Llama31KvPressure",
         "96 %",
         {

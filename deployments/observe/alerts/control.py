@@ -39,5 +39,21 @@ CONTROL = Group(
             ),
             ("Bring the missing nodes back, or lower `replicas` to what fits.",),
         ),
+        Alert(
+            "Llama31AutoscalerAtItsBound",
+            "ticket",
+            "15m",
+            "max by (model) (llama31_autoscaler_wanted) > max by (model) (llama31_autoscaler_target)",
+            "{{ $labels.model }}: the autoscaler wants {{ $value }} replicas and may not have them",
+            "The demand needs more replicas than `autoscaling.max_replicas` or the cluster's room allow: first tokens "
+            "come late, and with more demand requests are refused.",
+            (
+                "Fleet overview, *Autoscaler*: wanted, target and backlog.",
+                "`sum by (reason) (rate(llama31_autoscaler_decisions_total[15m]))`: `at_max` is the configuration, "
+                "`no_room` the cluster.",
+                "`llama31 replay FILE --policy max_replicas=N`: what it would have asked for.",
+            ),
+            ("Raise `autoscaling.max_replicas`, or add nodes.", "Too much for good: lower tenants' limits."),
+        ),
     ),
 )
