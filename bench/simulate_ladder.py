@@ -64,9 +64,10 @@ PREFIX_TOKENS, QUESTION_TOKENS, OUTPUT_TOKENS = 8_340, 1_040, 1_000
 BYTES_PER_TOKEN = 6.2
 MATCH_BLOCKS = int(256 * 64 / BYTES_PER_TOKEN / BLOCK_TOKENS)
 HELD_BLOCKS = int(31_250 * 64 / BYTES_PER_TOKEN / BLOCK_TOKENS)
-# Between two steps the GPU waited 5 to 6 ms at 256 sequences in vLLM before it scheduled ahead, 0.15 to 0.17 after:
-# vllm-project/vllm, issue 10634 and pull request 11133. The cost model's gap is that of after; these runs were before.
-SYNCHRONOUS_SEQUENCE_GAP_S = (5.5e-3 - 0.16e-3) / 256
+# vLLM did not schedule ahead then: the GPU waited about 4 ms between two steps (vllm-project/vllm, issue 6854; 5 to 6
+# ms at 256 sequences in issue 10634), of which the cost model has the 0.2 ms of an engine that does. docs/simulator.md
+# says which rows were looked at when this was chosen.
+SYNCHRONOUS_GAP_S = 4.0e-3 - 0.2e-3
 OURS = "ours"
 POLICIES = {
     "precise-scheduling": Policies(lambda: WeightedScores(PRECISE), ReportedIndex),
@@ -101,7 +102,7 @@ class SynchronousEngine:
 
     def step_s(self, shape: StepShape) -> float:
         """One step and the gap after it."""
-        return self._inner.step_s(shape) + SYNCHRONOUS_SEQUENCE_GAP_S * shape.decodes
+        return self._inner.step_s(shape) + SYNCHRONOUS_GAP_S
 
     def speed(self) -> StepSpeed:
         """The inner one's: what a policy would be told."""
