@@ -278,11 +278,14 @@ def main() -> int:
     parser.add_argument("--question-tokens", type=int, default=QUESTION_TOKENS)
     parser.add_argument("--output-tokens", type=int, default=OUTPUT_TOKENS)
     options = parser.parse_args()
+    lengths = (options.prefix_tokens, options.question_tokens, options.output_tokens)
     try:
         published = read_ladder(options.ladder)
+        SharedPrefixes(GROUPS, QUESTIONS, *lengths)
     except ConfigInvalid as error:
         parser.error(str(error))
-    lengths = (options.prefix_tokens, options.question_tokens, options.output_tokens)
+    if sum(lengths) > KV_TOKENS:
+        parser.error(f"a request of {sum(lengths):,} tokens does not fit into the {KV_TOKENS:,} of a replica")
     simulated = simulate_all(stages_for(published), 1 if options.quick else 5, lengths)
     lines = table(published, simulated)
     print("\n".join(lines), flush=True)
