@@ -131,7 +131,7 @@ class SharedPrefixes:
         counts = (self.groups, self.prompts_per_group, self.question_tokens, self.output_tokens, self.block_tokens)
         if min(counts) < 1 or self.prefix_tokens < 0:
             raise ConfigInvalid(
-                "shared prefixes need at least one of each: groups, prompts, question and output tokens"
+                "shared prefixes need at least 1 group, prompt, question token and output token"
             )
 
     def prompts(self, seed: int = 0) -> list[Request]:

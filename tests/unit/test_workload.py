@@ -97,5 +97,5 @@ def test_shared_prefixes() -> None:
 
 @pytest.mark.parametrize("counts", [(0, 1, 1, 1, 1), (1, 1, -1, 1, 1), (1, 1, 1, 0, 1), (1, 1, 1, 1, 0)])
 def test_impossible_prefixes_are_refused(counts: tuple[int, int, int, int, int]) -> None:
-    with pytest.raises(ConfigInvalid, match="at least one"):
+    with pytest.raises(ConfigInvalid, match="at least 1 group"):
         SharedPrefixes(*counts)
