@@ -167,17 +167,12 @@ def _retry_s(picture: AdmissionSnapshot, speed: StepSpeed, request: QueuedReques
 def _fits(picture: AdmissionSnapshot, queue: TenantQueue, request: QueuedRequest) -> bool:
     if picture.kv_tokens_free >= picture.kv_tokens_total:
         return True
-    if queue.served_tokens >= picture.level_tokens and not (
-        request.kv_tokens <= picture.kv_tokens_later
-        and request.sequences <= picture.sequences_later
-        and picture.prefill_tokens_later > 0
-    ):
-        return False
-    return (
-        picture.prefill_tokens_free > 0
-        and request.sequences <= picture.sequences_free
-        and request.kv_tokens <= picture.kv_tokens_free
-    )
+    free: tuple[float, ...] = picture.kv_tokens_free, picture.sequences_free, picture.prefill_tokens_free
+    if queue.served_tokens >= picture.level_tokens:
+        later = picture.kv_tokens_later, picture.sequences_later, picture.prefill_tokens_later
+        free = tuple(map(min, free, later))
+    kv_tokens, sequences, prefill_tokens = free
+    return request.kv_tokens <= kv_tokens and request.sequences <= sequences and prefill_tokens > 0
 
 
 def _order(queue: TenantQueue, request: QueuedRequest) -> tuple[float, float, str, str]:
