@@ -73,7 +73,8 @@ class SloAutoscaler:
     def decide(self, fleet: FleetSnapshot, memory: ScalerMemory) -> tuple[Scale, ScalerMemory]:
         """One decision per tick; equal arguments give equal answers."""
         load = self.load(fleet)
-        numbers = _remembered(load, fleet.now_s, memory.numbers)
+        known = memory.numbers
+        numbers = _remembered(load, fleet.now_s, known) if fleet.demand else {"spread": FIRST_SPREAD, **known}
         need = self.need(fleet, load, numbers["spread"])
         present = memory.target or fleet.ready + fleet.starting
         rules, detail = self.rules, f"{load:.2f} replicas of work, usual jump {numbers['spread']:.0%}"
