@@ -82,7 +82,7 @@ class SloAutoscaler:
         if target > ceiling:
             target, reason = ceiling, "at_max" if ceiling == rules.max_replicas else "no_room"
         if target < rules.min_replicas:
-            target, reason = min(rules.min_replicas, max(ceiling, present)), "at_min"
+            target, reason = min(rules.min_replicas, ceiling), "at_min"
         lower_since_s: float | None = None
         if target < min(present, ceiling):
             target, lower_since_s, reason = self._lower(target, min(present, ceiling), fleet.now_s, memory, numbers)
