@@ -66,6 +66,9 @@ class EngineConfig(Section):
     replica_cpus: float = Field(default=1.0, gt=0)
     rank_cpus: float = Field(default=1.0, ge=0)
     step_timeout_s: int = Field(default=60, ge=1, description="a step that takes longer ends the engine")
+    placement_timeout_s: int = Field(
+        default=900, ge=1, description="a replica that has found no room for all its ranks by then is reported in words"
+    )
     node_labels: NodeLabels = {}
     script: ScriptConfig = ScriptConfig()
 

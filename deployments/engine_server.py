@@ -21,7 +21,7 @@ import ray
 from ray import serve
 
 from cluster.placement import check_landed, order_bundles
-from cluster.ray_cluster import bundle_nodes, node_metrics_urls, placing_s
+from cluster.ray_cluster import bundle_nodes, node_metrics_urls, placing_s, snapshot
 from deployments.config import ServiceConfig, checkpoint_dir, metrics_directory
 from deployments.directory import ANNOUNCE_EVERY_S, Phase, ReplicaRecord, open_directory, told
 from deployments.metered_engine import MeteredEngine
@@ -124,7 +124,7 @@ class EngineServer:
             await asyncio.to_thread(verify_checkpoint, checkpoint_dir(self._config), specs=(self._config.spec,))
         engine = self._make_vllm_engine()
         await engine.start()
-        check_landed(engine.ranks(), self._config.parallel_plan)
+        check_landed(engine.ranks(), self._config.parallel_plan, await asyncio.to_thread(snapshot))
         return engine
 
     def _make_vllm_engine(self) -> Engine:
@@ -135,7 +135,7 @@ class EngineServer:
         if group is None:
             raise EngineFailed("this replica has no placement group; deploy it through deployments.app")
         self._metrics.placed(placing_s(group))
-        order = order_bundles(bundle_nodes(group)[1:], plan)
+        order = order_bundles(bundle_nodes(group)[1:], plan, snapshot())
         # Bundle 0 is this process; vLLM takes rank r into bundle order[r].
         os.environ["VLLM_RAY_BUNDLE_INDICES"] = ",".join(str(index + 1) for index in order)
         os.environ["VLLM_RPC_BASE_PATH"] = str(self._socket_dir)
