@@ -44,7 +44,7 @@ class CostModel:
         memory_share: float = 0.9,
         max_step_tokens: int = 8192,
     ) -> None:
-        """Builds the tables that `step_s` looks up, in some tens of milliseconds. Raises: PlanInvalid, ConfigInvalid."""
+        """Builds the tables that `step_s` looks up, in some milliseconds. Raises: PlanInvalid, ConfigInvalid."""
         check_plan(spec, plan)
         self.spec, self.plan, self.gpu = spec, plan, gpu
         self.max_step_tokens = max_step_tokens
@@ -54,7 +54,7 @@ class CostModel:
         self._kv_dtype = "fp8" if kv_dtype == "fp8" else "bfloat16"
         layers = max(layers_per_stage(spec, plan))
         heads = rank_heads(spec, plan.tp)
-        tokens = np.arange(max_step_tokens + 1)
+        tokens = np.arange(max_step_tokens + 1, dtype=np.float64)
         self._tokens_s: list[float] = self._body_s(tokens).tolist()
         self._sampled_s: list[float] = self._head_s(tokens).tolist()
         self._decode = _LogTable(self._kernels.decode_attention(self._kv_dtype, *heads), layers)
