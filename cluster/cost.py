@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import partial
 from math import log2
 
 import numpy as np
@@ -43,18 +44,22 @@ class CostModel:
         kernels: Kernels | None = None,
         memory_share: float = 0.9,
         max_step_tokens: int = 8192,
+        max_running: int = 4096,
     ) -> None:
-        """Builds the tables that `step_s` looks up, in some tens of milliseconds. Raises: PlanInvalid, ConfigInvalid."""
+        """Builds the tables that `step_s` looks up, in some milliseconds. Raises: PlanInvalid, ConfigInvalid."""
         check_plan(spec, plan)
         self.spec, self.plan, self.gpu = spec, plan, gpu
         self.max_step_tokens = max_step_tokens
-        self.kv_tokens = kv_tokens_that_fit(spec, plan, gpu.usable_bytes, memory_share, kv_dtype=kv_dtype)
         self._family: EngineFamily = get_family(family)
+        self.kv_tokens = self._kv_tokens(memory_share, kv_dtype)
         self._kernels = kernels or shipped_kernels(gpu.name, family)
         self._kv_dtype = "fp8" if kv_dtype == "fp8" else "bfloat16"
         layers = max(layers_per_stage(spec, plan))
         heads = rank_heads(spec, plan.tp)
-        tokens = np.arange(max_step_tokens + 1)
+        largest = max(max_step_tokens, max_running)
+        tokens = np.arange(largest + 1, dtype=np.float64)
+        sizes = [size for size in self._family.graph_sizes if size < max_running] + [max_running]
+        self._padded = [min(s for s in sizes if s >= n) for n in range(max_running + 1)] if len(sizes) > 1 else []
         self._tokens_s: list[float] = self._body_s(tokens).tolist()
         self._sampled_s: list[float] = self._head_s(tokens).tolist()
         self._decode = _LogTable(self._kernels.decode_attention(self._kv_dtype, *heads), layers)
@@ -69,7 +74,10 @@ class CostModel:
         tokens = -(-shape.prefill_tokens // pp)
         if decodes + tokens == 0:
             return 0.0
-        seconds = self._lookup(self._tokens_s, tokens + decodes)
+        computed = tokens + decodes
+        if not tokens and decodes < len(self._padded):
+            computed = self._padded[decodes]
+        seconds = self._lookup(self._tokens_s, computed)
         # A prompt's last chunk samples too; a step with prefill only samples for one at least.
         seconds += self._lookup(self._sampled_s, decodes + (1 if tokens else 0))
         if decodes:
@@ -92,6 +100,10 @@ class CostModel:
         fixed_s = base_s - context * context_token_s - TYPICAL_DECODES * sequence_s
         prefill_token_s = (self.step_s(mixed) - base_s) / chunk
         return StepSpeed(max(0.0, fixed_s), prefill_token_s, sequence_s, context_token_s, self.max_step_tokens)
+
+    def _kv_tokens(self, share: float, kv_dtype: str) -> int:
+        fit = partial(kv_tokens_that_fit, self.spec, self.plan, self.gpu.usable_bytes, kv_dtype=kv_dtype)
+        return int(share * fit(utilisation=1.0)) if self._family.memory_of_free else fit(utilisation=share)
 
     def _prefill_s(self, tokens: int, keys: float) -> float:
         """`keys` are read per query on average: prompts of `2*keys` tokens without a past have as many."""

@@ -118,9 +118,8 @@ def parse_hardware(text: str) -> tuple[NodeGroup, ...]:
         nodes, gpus, gpu = match[1], int(match[2]), get_gpu(match[3])
         if nodes is not None:
             if gpus > ISLAND_GPUS:
-                raise ConfigInvalid(
-                    f"hardware {part.strip()!r}: a node has at most {ISLAND_GPUS} GPUs; write {int(nodes) * gpus}x{gpu.name}"
-                )
+                better = f"write {int(nodes) * gpus}x{gpu.name}"
+                raise ConfigInvalid(f"hardware {part.strip()!r}: a node has at most {ISLAND_GPUS} GPUs; {better}")
             groups.append(NodeGroup(gpu, int(nodes), gpus))
             continue
         whole, rest = divmod(gpus, ISLAND_GPUS)

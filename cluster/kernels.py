@@ -14,15 +14,13 @@ from typing import Any
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from cluster.hardware import Gpu, get_gpu
+from cluster.hardware import ISLAND_GPUS, Gpu, get_gpu
 from llama31.errors import ConfigInvalid
 
 FORM = 1
 HEAD_DIM = 128
 US = 1e-6
 Floats = NDArray[np.float64]
-# Between nodes a group of ranks is as large as its share on one node.
-ISLAND_GPUS = 8
 
 
 @dataclass(frozen=True, slots=True)
@@ -64,7 +62,7 @@ class Kernels:
         measured = dtype if dtype in self.tables["gemm"] else "bfloat16"
         table = self.tables["gemm"][measured]
         axis = np.asarray(table["tokens"], float)
-        shapes = {tuple(map(int, name.split("x"))): times for name, times in table["shapes"].items()}
+        shapes = {_shape(name): times for name, times in table["shapes"].items()}
         ratio = np.zeros_like(m)
         for (corner_n, corner_k), weight in _weights(bracket(shapes, n, k), n, k).items():
             seconds = np.asarray(shapes[corner_n, corner_k]) * US
@@ -87,7 +85,7 @@ class Kernels:
         return self._attention("attention_context", kv_dtype, heads, kv_heads, power=2)
 
     def all_reduce_s(self, gpus: int, size_bytes: ArrayLike) -> Floats:
-        """Within a node as measured; over nodes: reduce-scatter and all-gather within, exchange of the parts between."""
+        """Within a node as measured; over nodes also the exchange of each rank's part, to and fro."""
         size = np.asarray(size_bytes, float)
         if gpus == 1:
             return np.zeros_like(size)
@@ -141,9 +139,7 @@ def read_kernels(path: Path) -> Kernels:
     needed = ("gemm", "attention_context", "attention_generation", "all_reduce", "send")
     missing = [name for name in needed if not isinstance(content, dict) or name not in content]
     if missing or content.get("form") != FORM:
-        raise ConfigInvalid(
-            f"kernels file {path} is not of form {FORM}, or lacks {', '.join(missing) or 'nothing else'}"
-        )
+        raise ConfigInvalid(f"kernels file {path} is not of form {FORM}; it lacks: {', '.join(missing) or 'nothing'}")
     return Kernels(get_gpu(content["gpu"]), content["source"], {name: content[name] for name in needed})
 
 
@@ -172,6 +168,11 @@ def _curve(table: Mapping[str, list[float]], sizes: Floats) -> Floats:
     return np.asarray(inside * np.maximum(sizes / axis[-1], 1.0))
 
 
+def _shape(name: str) -> tuple[int, int]:
+    first, _, second = name.partition("x")
+    return int(first), int(second)
+
+
 def _around(values: list[int], wanted: int) -> tuple[int, ...]:
     below = [value for value in values if value <= wanted]
     above = [value for value in values if value >= wanted]
@@ -193,7 +194,7 @@ def _weights(corners: list[tuple[int, int]], n: int, k: int) -> dict[tuple[int, 
 
 
 def _head_distance(name: str, heads: int, kv_heads: int) -> tuple[float, float]:
-    h, kv = map(int, name.split("x"))
+    h, kv = _shape(name)
     return abs(float(np.log(kv / kv_heads))), abs(float(np.log(h / heads)))
 
 

@@ -153,9 +153,8 @@ def main() -> None:
     data, send_recv, out = map(Path, sys.argv[1:])
     for name, (_, system, gemm, attention, custom, nccl) in TABLES.items():
         gpu, tables = reduce_table(data, send_recv, name)
-        source = (
-            f"{SOURCE}: {system}, gemm {gemm}, attention {attention}, all-reduce {custom} and {nccl}; send: {VIDUR}"
-        )
+        parts = f"gemm {gemm}, attention {attention}, all-reduce {custom} and {nccl}"
+        source = f"{SOURCE}: {system}, {parts}; send: {VIDUR}"
         write_kernels(out / f"kernels_{name}.json.gz", gpu.name, source, tables)
 
 
