@@ -50,16 +50,17 @@ class Lengths:
 
 @dataclass(frozen=True, slots=True)
 class Steady:
-    """A replica at one rate. `itl_s` is the mean time between tokens, `mixed_step_s` a step with a prompt's chunk.
+    """A replica at one rate: the mean time between tokens, a step with prompts, one without, a mean prompt alone.
 
-    `busy` is the share of time in which it computes anything.
+    `mixed_share` of the steps have prompts; they fill `mixed_time`, and `busy` is the share of time with any step.
     """
 
-    rate_per_s: float
     running: float
     itl_s: float
     mixed_step_s: float
-    prefill_s: float
+    decode_step_s: float
+    mixed_share: float
+    mixed_time: float
     busy: float
 
 
@@ -93,9 +94,10 @@ class SteadyReplica:
             return None
         mixed_s, decode_s, share = self._steps(rate_per_s, running)
         steps_per_s = share / mixed_s + (1 - share) / decode_s
-        prefill_s = self.prefill_s(self.lengths.prompt_tokens, running)
         # Below one running sequence it computes only part of the time.
-        return Steady(rate_per_s, running, 1 / steps_per_s, mixed_s, prefill_s, min(1.0, share + running * (1 - share)))
+        busy = min(1.0, share + running * (1 - share))
+        mixed_share = share / mixed_s / steps_per_s
+        return Steady(running, 1 / steps_per_s, mixed_s, decode_s, mixed_share, share, busy)
 
     def prefill_s(self, prompt_tokens: float, running: float = 0.0) -> float:
         """A prompt of that length alone, chunk by chunk, beside so many decodes."""
