@@ -264,7 +264,7 @@ def _chosen_specs(question: Question) -> tuple[ModelSpec, ...]:
 def _max_running(layout: Layout, lengths: Lengths, question: Question) -> int:
     """A power of two that holds what the KV cache does, within the question's bound."""
     fits = max(1.0, layout.kv_tokens / lengths.held_tokens)
-    return min(question.max_running, max(16, 2 ** math.ceil(math.log2(fits))))
+    return min(question.max_running, max(16, 1 << math.ceil(math.log2(fits))))
 
 
 def _smaller_steps(replica: SteadyReplica, question: Question) -> SteadyReplica | None:

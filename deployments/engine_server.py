@@ -28,6 +28,7 @@ from deployments.metered_engine import MeteredEngine
 from deployments.metrics import Metrics
 from deployments.node_exporter import NodeExporter, forget_dead
 from deployments.power import power_meter
+from deployments.rank_exporters import export_nodes, other_machines
 from deployments.replica_metrics import ReplicaMetrics
 from deployments.tracing import open_tracing
 from deployments.weights import prepare_weights
@@ -135,6 +136,7 @@ class EngineServer:
         if group is None:
             raise EngineFailed("this replica has no placement group; deploy it through deployments.app")
         self._metrics.placed(placing_s(group))
+        self._export_ranks(bundle_nodes(group))
         order = order_bundles(bundle_nodes(group)[1:], plan, snapshot())
         # Bundle 0 is this process; vLLM takes rank r into bundle order[r].
         os.environ["VLLM_RAY_BUNDLE_INDICES"] = ",".join(str(index + 1) for index in order)
@@ -181,6 +183,12 @@ class EngineServer:
         ingress = self._config.ingress
         urls = await asyncio.to_thread(node_metrics_urls)
         await NodeExporter(metrics_directory(), ingress.metrics_host, ingress.metrics_port, urls).run()
+
+    def _export_ranks(self, node_ids: tuple[str, ...]) -> None:
+        """As `_export_node`, where this replica has ranks and no process of its own."""
+        ingress = self._config.ingress
+        away = other_machines(node_ids, ray.util.get_node_ip_address(), snapshot())
+        self._exporters = export_nodes(away, ingress.metrics_host, ingress.metrics_port, metrics_directory())
 
     async def _follow_engine(self) -> None:
         """Keeps this replica's series fresh."""

@@ -9,6 +9,7 @@ import os
 from collections.abc import Awaitable, Callable
 
 from cluster.policy import ReplicaSnapshot
+from deployments.call import ModelState
 from deployments.directory import ReplicaRecord
 from deployments.replica_link import ReplicaLink
 
@@ -66,6 +67,13 @@ class Fleet:
     def ready_replicas(self) -> int:
         """How many can take a request now."""
         return sum(link.is_ready and not link.draining for link in self._links.values())
+
+    def state(self) -> ModelState:
+        """How far the model is, for those who ask for it."""
+        if ready := self.ready_replicas():
+            return "ready" if ready >= self.wanted else "degraded"
+        phases = {record.phase for record in self._records.values()}
+        return "loading" if phases & {"starting", "loading", "warming up"} else "unavailable"
 
     def link(self, replica_id: str) -> ReplicaLink:
         """The link of a replica that `snapshots` named."""

@@ -3,15 +3,14 @@
 from __future__ import annotations
 
 import asyncio
-import math
 import secrets
 from collections.abc import AsyncGenerator, Iterator, Sequence
 from contextlib import ExitStack, aclosing, contextmanager
 from dataclasses import replace
 
-from cluster.policy import RequestFeatures, RouterPolicy
+from cluster.policy import RouterPolicy
 from deployments.answer import Answer
-from deployments.call import Call, ModelState, ModelStatus, ReplicaStatus
+from deployments.call import Call, ModelStatus, ReplicaStatus
 from deployments.choices import ChoiceRun, Job, interleaved, total_usage, used_tokens
 from deployments.config import ServiceConfig
 from deployments.constraint_check import ConstraintCheck, asked_of
@@ -19,8 +18,9 @@ from deployments.fleet import Fleet
 from deployments.in_flight import InFlight
 from deployments.metrics import Metrics
 from deployments.model_checks import check_ids, check_options, constraint_of, resolve_sampling
-from deployments.replica_link import Loss, SequenceStream
+from deployments.replica_link import Loss
 from deployments.request_log import log_labelled
+from deployments.router import Router
 from deployments.tenancy import Tenancy, Visit
 from deployments.tenant import LOCAL, Tenant
 from deployments.tracing import AnswerSpan, Tracing
@@ -41,15 +41,12 @@ from llama31.errors import (
     InternalError,
     Llama31Error,
     ModelNotFound,
-    NoReadyReplica,
 )
 from llama31.prompt import dialog_chars
 from llama31.tools import offered_tools
 
 # Prompts above this are encoded in a thread, so that one long prompt does not hold up every stream.
 ENCODE_IN_THREAD_CHARS = 20_000
-# What the worker protocol can say, 49 days; gRPC clients may ask for ten thousand years.
-MAX_DEADLINE_MS = 2**32 - 1
 
 
 class ServiceGateway:
@@ -60,7 +57,7 @@ class ServiceGateway:
         config: ServiceConfig,
         codec: ModelCodec,
         fleet: Fleet,
-        router: RouterPolicy,
+        policy: RouterPolicy,
         metrics: Metrics,
         tenancy: Tenancy | None = None,
         tracing: Tracing | None = None,
@@ -69,7 +66,7 @@ class ServiceGateway:
         self._spec = config.spec
         self._codec = codec
         self._fleet = fleet
-        self._router = router
+        self._router = Router(config.model, fleet, policy)
         self._metrics = metrics
         # Observed for every message: looked up once.
         self._ttft = metrics.child("llama31_ttft_seconds", model=config.model)
@@ -107,7 +104,7 @@ class ServiceGateway:
         status = ModelStatus(
             name=config.model,
             revision=config.engine.dtype,
-            state=self._model_state(),
+            state=self._fleet.state(),
             context_tokens=config.engine.max_model_tokens,
             max_output_tokens=config.engine.max_model_tokens - 1,
             languages=spec.languages,
@@ -290,7 +287,7 @@ class ServiceGateway:
         runs: list[ChoiceRun] = []
         try:
             for index, answer in enumerate(answers):
-                runs.append(ChoiceRun(job, index, answer, self._submit, self._observe, self._count_loss))
+                runs.append(ChoiceRun(job, index, answer, self._router.submit, self._observe, self._count_loss))
             # The usual single choice saves a layer that every token would pass.
             async with aclosing(runs[0].events() if len(runs) == 1 else interleaved(runs)) as events:
                 held = await _until_scored(events, runs[0]) if job.scores_prompt else ()
@@ -333,22 +330,6 @@ class ServiceGateway:
         self._tenancy.count_energy(tenant, used)
         return used
 
-    def _submit(self, job: Job, request: EngineRequest, attempt: int, avoid: str | None) -> SequenceStream:
-        features = RequestFeatures(
-            prompt_tokens=len(request.prompt_token_ids),
-            max_output_tokens=request.limits.max_output_tokens,
-            affinity_key=job.options.affinity_key,
-        )
-        candidates = [s for s in self._fleet.snapshots() if s.replica_id != avoid]
-        route = self._router.route(features, candidates)
-        if route.replica_id is None:
-            raise NoReadyReplica(self._config.model, self._model_state())
-        deadline_in_ms = 0
-        if job.call.deadline_s is not None:
-            # Rounded up: the replica's timer is the second line, it must not be the first to fire.
-            deadline_in_ms = min(max(1, math.ceil((job.call.deadline_s - _now_s()) * 1000)), MAX_DEADLINE_MS)
-        return self._fleet.link(route.replica_id).submit(request, attempt, deadline_in_ms, job.trace)
-
     def _started(self, job: Job, run: ChoiceRun) -> Started:
         ids = tuple(job.request.prompt_token_ids)
         asked = TokenColumns(ids) if job.options.returns.prompt_token_ids else None
@@ -362,13 +343,6 @@ class ServiceGateway:
             prompt=run.prompt or asked,
             warnings=job.warnings,
         )
-
-    def _model_state(self) -> ModelState:
-        ready = self._fleet.ready_replicas()
-        if ready:
-            return "ready" if ready >= self._fleet.wanted else "degraded"
-        phases = {record.phase for record in self._fleet.records()}
-        return "loading" if phases & {"starting", "loading", "warming up"} else "unavailable"
 
     def _check_model(self, model: str, tenant: Tenant = LOCAL) -> None:
         known = (self._config.model,) if tenant.may_use(self._config.model) else ()

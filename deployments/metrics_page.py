@@ -12,8 +12,8 @@ _INTRODUCTION = """# Metrics
 Written by `make docs` from `deployments/metric_table`; a test fails when this page is stale.
 
 ## One scrape per node
-Each node with an ingress or a replica serves everything on one port: `ingress.metrics_port`, 9400 unless set, at
-`/metrics`, without a key. It is on loopback; where a NetworkPolicy or a firewall guards the port, set
+Each node with an ingress, a replica or a rank serves everything on one port: `ingress.metrics_port`, 9400 unless set,
+at `/metrics`, without a key. It is on loopback; where a NetworkPolicy or a firewall guards the port, set
 `ingress.metrics_host` and `ingress.serve_metrics_openly`.
 
 - `llama31_`: ours, in the table below; `promtool check metrics` finds no fault with them.

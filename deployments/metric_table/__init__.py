@@ -8,11 +8,11 @@ from __future__ import annotations
 from collections.abc import Mapping
 from types import MappingProxyType
 
-from deployments.metric_table import door, machines, replicas, requests
+from deployments.metric_table import control, door, machines, replicas, requests
 from deployments.metric_table.row import Metric
 
 METRICS: Mapping[str, Metric] = MappingProxyType(
-    {metric.name: metric for metric in (*requests.ROWS, *door.ROWS, *replicas.ROWS, *machines.ROWS)}
+    {metric.name: metric for metric in (*requests.ROWS, *door.ROWS, *control.ROWS, *replicas.ROWS, *machines.ROWS)}
 )
 
 __all__ = ["METRICS", "Metric"]

@@ -17,7 +17,7 @@ from urllib.parse import urlsplit
 
 import aiohttp
 
-from deployments.observe.alerts import JOB
+from deployments.observe.alerts.terms import JOB
 from deployments.observe.rules_file import rules_file
 from llama31.errors import SetupError
 

@@ -7,7 +7,8 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
-from deployments.observe.alerts import ALERTS, GROUPS, HEAD_JOB, JOB, RELEASE
+from deployments.observe.alerts import ALERTS, GROUPS
+from deployments.observe.alerts.terms import HEAD_JOB, JOB, RELEASE
 from deployments.observe.board import Board
 from deployments.observe.boards import BOARDS
 from deployments.observe.objectives import AVAILABILITY, FAULTS, FIRST_TOKEN_LIMIT_S, FIRST_TOKEN_SHARE, FORGIVEN

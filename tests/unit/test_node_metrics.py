@@ -25,6 +25,7 @@ from deployments.ingress_metrics import IngressMetrics
 from deployments.metric_table import METRICS
 from deployments.node_exporter import NodeExporter, merge_ray_texts
 from deployments.power import ModelledPower
+from deployments.rank_exporters import other_machines
 from deployments.replica_metrics import ReplicaMetrics
 from deployments.tenant_labels import OTHER, TenantLabels
 from llama31.engine import EngineState, RankReport, RankVitals
@@ -347,6 +348,15 @@ def test_the_log_says_what_is_missing_once_replicas_have_waited_long_enough(capl
     assert [len(lines) for lines in said] == [0, 0, 1, 0, 1]
     assert said[2][0].startswith("2 replicas are missing since 60 s or more: tp2 needs 1 x 2 GPUs")
     assert "lacks 1 GPUs. What would help: free GPUs that others hold" in said[2][0]
+
+
+def test_which_nodes_need_an_exporter() -> None:
+    """One for each address: raylets of one machine would take the port from each other."""
+    addresses = {"a": "10.0.0.1", "b": "10.0.0.2", "c": "10.0.0.2", "d": "10.0.0.3"}
+    topology = Topology(tuple(NodeSnapshot(name, address, 8, 8, 8, 8) for name, address in addresses.items()))
+    assert other_machines(("a", "a", "b", "b", "c"), "10.0.0.1", topology) == ("b",)
+    assert other_machines(("a", "a"), "10.0.0.1", topology) == ()
+    assert other_machines(("d", "gone"), "10.0.0.1", topology) == ("d",)
 
 
 async def test_an_ingress_follows_its_doors_though_the_cluster_does_not_answer() -> None:

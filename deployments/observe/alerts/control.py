@@ -1,0 +1,43 @@
+"""When does the service not get what it was told to have?"""
+
+from __future__ import annotations
+
+from deployments.observe.alerts.terms import READY, WANTED
+from deployments.observe.rule import Alert, Group
+
+CONTROL = Group(
+    "llama31-control",
+    alerts=(
+        Alert(
+            "Llama31ReplicasMissing",
+            "ticket",
+            "30m",
+            f"{WANTED}\n- {READY} > 0",
+            "{{ $labels.model }}: {{ $value }} replicas fewer than wanted take requests",
+            "The service answers, but with less than it was given: the next loss or a peak will be felt.",
+            (
+                "`llama31 status`: which replicas are there, and in which phase?",
+                "Fleet overview, *Placement pending*: do they wait for GPUs?",
+            ),
+            (
+                "None is there: see [Llama31PlacementPending](#llama31placementpending).",
+                "They come and go: see [Llama31ReplicaCrashLoop](#llama31replicacrashloop).",
+            ),
+        ),
+        Alert(
+            "Llama31PlacementPending",
+            "ticket",
+            "10m",
+            "max by (model, reason) (llama31_placement_pending) > 0",
+            "{{ $labels.model }}: a replica waits for GPUs ({{ $labels.reason }})",
+            "The cluster has no room for a replica that should run. `resources`: too few GPUs or CPUs are free. "
+            "`layout`: no node has a tensor-parallel group free. `launching`: there is room, but no process yet.",
+            (
+                "`llama31 serve --config ... --check --address ...`: says what is missing, node by node.",
+                "Fleet overview, *GPUs*: used and free.",
+                "`kubectl get pods`: does a worker pod wait for a node or for its weights?",
+            ),
+            ("Bring the missing nodes back, or lower `replicas` to what fits.",),
+        ),
+    ),
+)
