@@ -7,8 +7,10 @@ from llama31.specs import DTYPE_BYTES, FP8_SCALE_BYTES, ModelSpec
 
 GIB = 2**30
 
-# A guess until measured: activations, graphs, collectives and allocator slack on one GPU.
-OVERHEAD_GUESS_BYTES = 4 * GIB
+# Activations, graphs, collectives and allocator slack on one GPU. Two published logs of vLLM with 70B bf16 TP4 on
+# H100-80GB (79.1 GiB) at a share of 0.9 imply 2.57 GiB (468,752 tokens: anyscale/ray-serve-llm-perf-examples, replica
+# start) and 3.13 GiB (461,376 tokens: llm-d-kv-cache-manager, benchmarking/37-capacity); this is their mean.
+OVERHEAD_BYTES = int(2.85 * GIB)
 
 
 def rank_weight_bytes(spec: ModelSpec, plan: ParallelPlan, stage: int) -> int:
@@ -42,7 +44,7 @@ def kv_tokens_that_fit(
     plan: ParallelPlan,
     gpu_bytes: int,
     utilisation: float = 0.9,
-    overhead_bytes: int = OVERHEAD_GUESS_BYTES,
+    overhead_bytes: int = OVERHEAD_BYTES,
     kv_dtype: str = "auto",
 ) -> int:
     """Tokens of KV cache that the fullest rank has room for; 0 if its weights do not even fit.

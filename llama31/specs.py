@@ -255,17 +255,33 @@ _LLAMA_31_405B = replace(
     heads=128,
 )
 
+_LLAMA_31_70B = replace(
+    _LLAMA_31_8B,
+    name="llama-3.1-70b",
+    hub_id="meta-llama/Llama-3.1-70B-Instruct",
+    layers=80,
+    hidden=8192,
+    ffn_hidden=28672,
+    heads=64,
+)
+
+
+def _all_linear_fp8(spec: ModelSpec, hub_id: str) -> ModelSpec:
+    source = "every linear layer of every block in FP8, as in published TensorRT-LLM figures"
+    return replace(
+        spec,
+        name=f"{spec.name}-fp8-all-linear",
+        hub_id=hub_id,
+        quantization="fp8_all_linear",
+        source=f"{_META_SOURCE}; {source}",
+    )
+
+
 _ROWS = (
     _LLAMA_31_8B,
-    replace(
-        _LLAMA_31_8B,
-        name="llama-3.1-70b",
-        hub_id="meta-llama/Llama-3.1-70B-Instruct",
-        layers=80,
-        hidden=8192,
-        ffn_hidden=28672,
-        heads=64,
-    ),
+    _all_linear_fp8(_LLAMA_31_8B, "nvidia/Llama-3.1-8B-Instruct-FP8"),
+    _LLAMA_31_70B,
+    _all_linear_fp8(_LLAMA_31_70B, "nvidia/Llama-3.1-70B-Instruct-FP8"),
     _LLAMA_31_405B,
     replace(
         _LLAMA_31_405B,
@@ -274,13 +290,7 @@ _ROWS = (
         quantization="fbgemm_fp8",
         source=_META_SOURCE + "; llama-models 0.3.0 quantization/loader.py (which layers are FP8)",
     ),
-    replace(
-        _LLAMA_31_405B,
-        name="llama-3.1-405b-fp8-all-linear",
-        hub_id="nvidia/Llama-3.1-405B-Instruct-FP8",
-        quantization="fp8_all_linear",
-        source=_META_SOURCE + "; every linear layer of every block in FP8, as in published TensorRT-LLM figures",
-    ),
+    _all_linear_fp8(_LLAMA_31_405B, "nvidia/Llama-3.1-405B-Instruct-FP8"),
     ModelSpec(
         name="smollm2-135m",
         hub_id="HuggingFaceTB/SmolLM2-135M-Instruct",
