@@ -30,7 +30,8 @@ class CostModel:
     """Implements `cluster.policy.StepCost`: one replica of this spec, plan and GPU.
 
     A step's prefill tokens and decodes are those of the whole replica. With several stages they are cut into as
-    many microbatches, and the step is one round through the pipeline: `pp * (slowest stage + hop)`.
+    many microbatches, and the step is one round through the pipeline: `pp * (slowest stage + hop)`. A single
+    sequence cannot be cut: its round costs as much, and the other stages stand idle meanwhile.
     """
 
     def __init__(
@@ -45,11 +46,12 @@ class CostModel:
         memory_share: float = 0.9,
         max_step_tokens: int = 8192,
         max_running: int = 4096,
+        island_gpus: int = ISLAND_GPUS,
     ) -> None:
         """Builds the tables that `step_s` looks up, in some milliseconds. Raises: PlanInvalid, ConfigInvalid."""
         check_plan(spec, plan)
         self.spec, self.plan, self.gpu = spec, plan, gpu
-        self.max_step_tokens = max_step_tokens
+        self.max_step_tokens, self._island_gpus = max_step_tokens, island_gpus
         self._family: EngineFamily = get_family(family)
         self.kv_tokens = self._kv_tokens(memory_share, kv_dtype)
         self._kernels = kernels or shipped_kernels(gpu.name, family)
@@ -74,17 +76,18 @@ class CostModel:
         tokens = -(-shape.prefill_tokens // pp)
         if decodes + tokens == 0:
             return 0.0
+        # A prompt's last chunk samples too; a step with prefill only samples for one at least.
+        sampling = shape.decodes + (1 if tokens else 0)
         computed = tokens + decodes
         if not tokens and decodes < len(self._padded):
             computed = self._padded[decodes]
         seconds = self._lookup(self._tokens_s, computed)
-        # A prompt's last chunk samples too; a step with prefill only samples for one at least.
-        seconds += self._lookup(self._sampled_s, decodes + (1 if tokens else 0))
         if decodes:
             seconds += self._decode.at(decodes, max(1.0, shape.decode_context_tokens / shape.decodes))
         if tokens:
             seconds += self._prefill_s(tokens, shape.prefill_pairs / shape.prefill_tokens)
-        return seconds * pp + self._family.step_gap_s + self._family.sequence_gap_s * shape.decodes
+        head_s = self._lookup(self._sampled_s, decodes + (1 if tokens else 0)) * min(pp, sampling)
+        return seconds * pp + head_s + self._family.step_gap_s + self._family.sequence_gap_s * shape.decodes
 
     def speed(self) -> StepSpeed:
         """The line through a step of 64 sequences with 2,048 tokens of context each, and its neighbours."""
@@ -127,11 +130,11 @@ class CostModel:
             slowest = np.maximum(slowest, self._layers_s(tokens, stage))
             first += layers
         size = tokens * self.spec.hidden * ACTIVATION_BYTES
-        reduce_s = self._kernels.all_reduce_s(self.plan.tp, size)
+        reduce_s = self._kernels.all_reduce_s(self.plan.tp, size, self._island_gpus)
         layers = max(layers_per_stage(self.spec, self.plan))
         seconds = slowest + (2 * layers + 1) * reduce_s
         if self.plan.pp > 1:
-            scope = "network" if self.plan.world_size > ISLAND_GPUS else "nvlink"
+            scope = "network" if self.plan.world_size > self._island_gpus else "nvlink"
             seconds += self._kernels.send_s(scope, size)
         return seconds
 
@@ -163,7 +166,7 @@ class CostModel:
     def _head_s(self, sampled: Floats) -> Floats:
         """lm_head and the sampler for so many sequences."""
         n, k = rank_gemms(self.spec, self.plan.tp)["lm_head"]
-        gathered = self._kernels.all_reduce_s(self.plan.tp, sampled * n * ACTIVATION_BYTES)
+        gathered = self._kernels.all_reduce_s(self.plan.tp, sampled * n * ACTIVATION_BYTES, self._island_gpus)
         seconds = self._kernels.gemm_s("bfloat16", sampled, n, k) + gathered
         return np.asarray(seconds + self._moved_s(sampled * self.spec.vocab_size * SAMPLER_BYTES))
 

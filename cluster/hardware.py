@@ -91,6 +91,7 @@ _ROWS = (
 )
 
 GPUS: Mapping[str, Gpu] = MappingProxyType({gpu.name: gpu for gpu in _ROWS})
+DEFAULT_GPU = GPUS["H100-80GB"]
 
 
 def get_gpu(name: str) -> Gpu:

@@ -18,6 +18,7 @@ from cluster.hardware import ISLAND_GPUS, Gpu, get_gpu
 from llama31.errors import ConfigInvalid
 
 FORM = 1
+TABLES = ("gemm", "attention_context", "attention_generation", "all_reduce", "send")
 HEAD_DIM = 128
 US = 1e-6
 Floats = NDArray[np.float64]
@@ -84,16 +85,19 @@ class Kernels:
         """One layer's prefill attention over (prompts, tokens of each), without a past."""
         return self._attention("attention_context", kv_dtype, heads, kv_heads, power=2)
 
-    def all_reduce_s(self, gpus: int, size_bytes: ArrayLike) -> Floats:
+    def all_reduce_s(self, gpus: int, size_bytes: ArrayLike, island_gpus: int = ISLAND_GPUS) -> Floats:
         """Within a node as measured; over nodes also the exchange of each rank's part, to and fro."""
         size = np.asarray(size_bytes, float)
         if gpus == 1:
             return np.zeros_like(size)
-        if gpus <= ISLAND_GPUS:
-            return _curve(self.tables["all_reduce"][str(gpus)], size)
-        nodes = gpus // ISLAND_GPUS
-        within = _curve(self.tables["all_reduce"][str(ISLAND_GPUS)], size)
-        return np.asarray(within + 2 * (nodes - 1) * self.send_s("network", size / ISLAND_GPUS / nodes))
+        local = min(gpus, island_gpus)
+        table = self.tables["all_reduce"]
+        measured = min(map(int, table), key=lambda n: (n < local, abs(n - local)))
+        seconds = _curve(table[str(measured)], size) if local > 1 else np.zeros_like(size)
+        nodes = -(-gpus // island_gpus)
+        if nodes > 1:
+            seconds = seconds + 2 * (nodes - 1) * self.send_s("network", size / local / nodes)
+        return np.asarray(seconds)
 
     def send_s(self, scope: str, size_bytes: ArrayLike) -> Floats:
         """Point to point; scope is "nvlink" or "network"."""
@@ -130,17 +134,27 @@ def write_kernels(path: Path, gpu: str, source: str, tables: Mapping[str, Any]) 
     path.write_bytes(gzip.compress(content.encode(), 9, mtime=0))
 
 
-def read_kernels(path: Path) -> Kernels:
-    """Tables that `python -m bench.gpu.rank_step` measured, or those that are shipped. Raises: ConfigInvalid."""
+def read_kernels(path: Path, base: Kernels | None = None) -> Kernels:
+    """The tables of a file; those that it lacks are `base`'s. Raises: ConfigInvalid."""
     try:
         content = json.loads(gzip.decompress(path.read_bytes()))
     except (OSError, ValueError, EOFError) as error:
         raise ConfigInvalid(f"kernels file {path} cannot be read: {error}") from error
-    needed = ("gemm", "attention_context", "attention_generation", "all_reduce", "send")
-    missing = [name for name in needed if not isinstance(content, dict) or name not in content]
-    if missing or content.get("form") != FORM:
-        raise ConfigInvalid(f"kernels file {path} is not of form {FORM}; it lacks: {', '.join(missing) or 'nothing'}")
-    return Kernels(get_gpu(content["gpu"]), content["source"], {name: content[name] for name in needed})
+    if not isinstance(content, dict) or content.get("form") != FORM:
+        raise ConfigInvalid(f"kernels file {path} is not of form {FORM}")
+    tables = {name: content.get(name) or (base.tables[name] if base else None) for name in TABLES}
+    missing = [name for name in ("gpu", "source", *TABLES) if not content.get(name) and not tables.get(name)]
+    if missing:
+        raise ConfigInvalid(f"kernels file {path} lacks {', '.join(missing)}")
+    if base and base.gpu != get_gpu(content["gpu"]):
+        raise ConfigInvalid(f"kernels file {path} is of {content['gpu']}, not of {base.gpu.name}")
+    return Kernels(get_gpu(content["gpu"]), content["source"], tables)
+
+
+def load_kernels(gpu: str, family: str, path: Path | None = None) -> Kernels:
+    """The shipped tables, with those of a file that `python -m bench.gpu.rank_step` wrote in their place."""
+    shipped = shipped_kernels(gpu, family)
+    return read_kernels(path, shipped) if path else shipped
 
 
 @cache

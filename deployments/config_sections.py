@@ -8,6 +8,7 @@ from typing import Annotated, Literal
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, model_validator
 
 from cluster.energy import Footprint, PowerEnvelope
+from cluster.hardware import DEFAULT_GPU, ISLAND_GPUS
 from deployments.policies.language import LanguageMode
 
 LOOPBACK = ("127.0.0.1", "localhost", "::1")
@@ -76,9 +77,9 @@ class EngineConfig(Section):
 class HardwareConfig(Section):
     """The GPU that `--check` reckons with. Usable bytes, not the label on the box."""
 
-    gpu: str = "H100-80GB"
-    gpus_per_node: int = Field(default=8, ge=1)
-    gpu_usable_bytes: int = Field(default=int(79.1 * 2**30), ge=1 << 20)
+    gpu: str = DEFAULT_GPU.name
+    gpus_per_node: int = Field(default=ISLAND_GPUS, ge=1)
+    gpu_usable_bytes: int = Field(default=DEFAULT_GPU.usable_bytes, ge=1 << 20)
 
 
 class LocalClusterConfig(Section):

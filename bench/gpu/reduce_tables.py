@@ -49,7 +49,7 @@ def reduce_gemm(rows: Iterable[Mapping[str, Any]]) -> dict[str, Any]:
     """Only corners of the grid around the shapes of Llama 3.1."""
     times: dict[str, dict[tuple[int, int], dict[int, float]]] = defaultdict(lambda: defaultdict(dict))
     for row in rows:
-        if row["gemm_dtype"] in ("bfloat16", "fp8"):
+        if row["gemm_dtype"] in ("bfloat16", "fp8") and row["m"] > 0:
             times[row["gemm_dtype"]][row["n"], row["k"]][row["m"]] = row["latency"] * 1e3
     reduced: dict[str, Any] = {}
     for dtype, shapes in times.items():
