@@ -50,6 +50,7 @@ class Layout:
     usable_bytes: int
     weight_bytes: int
     kv_tokens: int
+    memory_share: float
 
     @property
     def gpus(self) -> int:
@@ -123,7 +124,7 @@ def all_layouts(
                 usable = int(nodes.gpu.usable_bytes * memory_share) - OVERHEAD_BYTES
                 for kv_dtype in kv_dtypes:
                     tokens = kv_tokens_that_fit(spec, plan, nodes.gpu.usable_bytes, memory_share, kv_dtype=kv_dtype)
-                    yield Layout(spec, plan, kv_dtype, nodes, usable, weights, tokens)
+                    yield Layout(spec, plan, kv_dtype, nodes, usable, weights, tokens, memory_share)
 
 
 def why_not(layout: Layout, context_tokens: int) -> Rejected | None:

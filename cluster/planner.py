@@ -270,7 +270,8 @@ def _max_running(layout: Layout, lengths: Lengths, question: Question) -> int:
 def _smaller_steps(replica: SteadyReplica, question: Question) -> SteadyReplica | None:
     """With the largest step that keeps a prompt's chunk within the SLO of the decodes beside it."""
     for tokens in sorted(question.step_tokens, reverse=True):
-        cut = replace(replica, max_step_tokens=tokens)
+        # An engine takes no more sequences than a step has tokens.
+        cut = replace(replica, max_step_tokens=tokens, max_running=min(tokens, replica.max_running))
         if cut.prefill_s(tokens - 1, 1) <= question.slo.itl_s:
             return None if tokens == replica.max_step_tokens else cut
     return None
