@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from cluster.hardware import Gpu, NodeGroup
 from llama31.errors import ConfigInvalid, PlanInvalid
@@ -148,6 +148,23 @@ def why_not(layout: Layout, context_tokens: int) -> Rejected | None:
         words = f"KV room for {layout.kv_tokens:,} tokens < {context_tokens:,} of context"
         return Rejected(layout, "context", context_tokens, layout.kv_tokens, words)
     return None
+
+
+def smallest_that_fit(
+    specs: Sequence[ModelSpec], kinds: Sequence[Nodes], memory_share: float, context_tokens: int
+) -> tuple[Layout, ...]:
+    """Of each model and kind, the layout with the fewest GPUs that would fit if there were nodes enough."""
+    plenty = [replace(nodes, nodes=max(PPS)) for nodes in kinds]
+    best: dict[tuple[str, str], Layout] = {}
+    for layout in all_layouts(specs, plenty, memory_share):
+        key = (layout.spec.name, str(layout.nodes))
+        size = (layout.gpus, layout.plan.pp, layout.kv_dtype)
+        known = best.get(key)
+        if why_not(layout, context_tokens) is None and (
+            known is None or size < (known.gpus, known.plan.pp, known.kv_dtype)
+        ):
+            best[key] = layout
+    return tuple(best.values())
 
 
 def _stage(plan: ParallelPlan) -> ParallelPlan:

@@ -107,9 +107,9 @@ class Fleet:
         return self.replica_capacity_per_s * self.replicas
 
     @property
-    def cost(self) -> tuple[int, float, str]:
-        """Fewest GPUs first, then most headroom."""
-        return self.gpus, -self.capacity_per_s, str(self)
+    def cost(self) -> tuple[int, int, float, str]:
+        """Fewest GPUs first, then fewest stages (one more hop and thing to fail each), then most headroom."""
+        return self.gpus, self.layout.plan.pp, -self.capacity_per_s, str(self)
 
     def __str__(self) -> str:
         return f"{self.replicas} x {self.layout}, steps of {self.replica.max_step_tokens}"
@@ -365,8 +365,8 @@ def _broken(fleet: Fleet, prediction: Prediction, question: Question) -> Rejecte
     return Rejected(fleet.layout, limit, is_s, wanted_s, words)
 
 
-def _rank(question: Question) -> Callable[[Plan], tuple[float, tuple[int, float, str]]]:
-    """Fewest GPUs, then most headroom; without a rate, most output tokens."""
+def _rank(question: Question) -> Callable[[Plan], tuple[float, tuple[int, int, float, str]]]:
+    """By cost; without a rate, most output tokens first."""
     if question.rate_per_s is None:
         return lambda plan: (-plan.prediction.output_tokens_s, plan.fleet.cost)
     return lambda plan: (0.0, plan.fleet.cost)

@@ -12,8 +12,8 @@ from dataclasses import dataclass
 
 from cluster.policy import StepCost, StepShape
 
-_HALVINGS = 24
-_OCTAVES = 12
+_HALVINGS = 18
+_OCTAVES = 8
 _CHUNK_ROUNDS = 8
 
 
@@ -80,11 +80,11 @@ class SteadyReplica:
     def capacity_per_s(self) -> float:
         """The highest rate of requests that it sustains; 0 if it holds no sequence of this length."""
         low, high = 0.0, 1.0
-        while self._enough(high) is not None:
-            low, high = high, 2 * high
+        while self._bracket(high) is not None:
+            low, high = high, 4 * high
         for _ in range(_HALVINGS):
             middle = (low + high) / 2
-            low, high = (low, middle) if self._enough(middle) is None else (middle, high)
+            low, high = (low, middle) if self._bracket(middle) is None else (middle, high)
         return low
 
     def at(self, rate_per_s: float) -> Steady | None:
@@ -113,23 +113,30 @@ class SteadyReplica:
         return self._step_s(0, 0.0, running)
 
     def _enough(self, rate_per_s: float) -> float | None:
-        """The fewest running sequences that keep up with the rate; None if no number does.
+        """The fewest running sequences that keep up with the rate; None if no number does."""
+        bracket = self._bracket(rate_per_s)
+        if bracket is None:
+            return None
+        fewer, running = bracket
+        for _ in range(_HALVINGS):
+            middle = (fewer + running) / 2
+            fewer, running = (fewer, middle) if self._keeps_up(rate_per_s, middle) else (middle, running)
+        return running
+
+    def _bracket(self, rate_per_s: float) -> tuple[float, float] | None:
+        """A number of sequences that does not keep up with the rate, and the next one that does.
 
         More sequences make more tokens a second until their steps leave the prompts no time.
         """
         most, fewer = self.running_at_most(), 0.0
         if most < 1:
             return None
-        for running in (most * 2.0 ** (place - _OCTAVES) for place in range(_OCTAVES + 1)):
+        for place in range(_OCTAVES + 1):
+            running = most * 2.0 ** (place - _OCTAVES)
             if self._keeps_up(rate_per_s, running):
-                break
+                return fewer, running
             fewer = running
-        else:
-            return None
-        for _ in range(_HALVINGS):
-            middle = (fewer + running) / 2
-            fewer, running = (fewer, middle) if self._keeps_up(rate_per_s, middle) else (middle, running)
-        return running
+        return None
 
     def _keeps_up(self, rate_per_s: float, running: float) -> bool:
         mixed_s, decode_s, share = self._steps(rate_per_s, running)

@@ -1,30 +1,13 @@
-"""`llama31 plan`: which question do the options ask, and where does the answer go?"""
+"""`llama31 plan`: with which options is the planner asked?"""
 
 from __future__ import annotations
 
 import argparse
-import json
 import math
-import sys
-import time
 from pathlib import Path
 
-from cluster.cost import CostModel
-from cluster.hardware import parse_hardware
-from cluster.layouts import KV_DTYPES, WEIGHTS, Layout, specs_of
-from cluster.plan_simulation import SimulatedPrediction
-from cluster.plan_workload import LengthSpread, PlanWorkload, from_lengths, from_trace
-from cluster.planner import Answer, Question, Slo, find_plans
-from cluster.sim_ingress import Policies
-from deployments import plan_emit, plan_page
-from deployments.policies.prefix_index import PrefixIndex
-from deployments.policies.router import PredictedTtft
-from llama31.errors import ConfigInvalid
+from cluster.layouts import WEIGHTS
 
-EXIT_NO_PLAN = 1
-INDEX_BLOCKS = 200_000
-# Of an online service, where the options name none. Source: MLPerf Inference v5.1, Llama 3.1 8B, server.
-DEFAULT_TTFT_S, DEFAULT_ITL_S = 2.0, 0.1
 _EPILOG = """examples:
   llama31 plan 70b --hardware 2x8xH100 --input-tokens 1000 --output-tokens 300 --rate 10 --ttft 1 --itl 0.05
   llama31 plan 405b --hardware 2x8xH100,1x8xH200 --trace requests.csv --context 32768 --plot frontier
@@ -80,104 +63,14 @@ def add_plan(parser: argparse.ArgumentParser) -> None:
     )
     out.add_argument("--rank", type=_count, default=1, metavar="N", help="which plan to emit (default: 1, the best)")
     out.add_argument("--out", type=Path, metavar="FILE", help="write there, not to standard output")
-    parser.set_defaults(run=run_plan)
+    parser.set_defaults(run=_run)
 
 
-def run_plan(options: argparse.Namespace) -> int:
-    """Plans. Raises: ConfigInvalid."""
-    workload = _workload(options)
-    question = _question(options, workload)
-    began_s = time.monotonic()
+def _run(options: argparse.Namespace) -> int:
+    """Here, for the planner's tables take as long to import as all other commands together."""
+    from deployments.plan_run import run_plan
 
-    def progress(line: str) -> None:
-        print(f"[{time.monotonic() - began_s:5.1f} s] {line}", file=sys.stderr, flush=True)
-
-    predict = SimulatedPrediction(workload, Policies(PredictedTtft, lambda: PrefixIndex(INDEX_BLOCKS)))
-    answer = find_plans(question, cost_of, predict, progress)
-    if options.plot is not None:
-        from deployments.plan_plot import draw_frontier
-
-        for file in draw_frontier(question, answer, cost_of, options.plot):
-            progress(f"drew {file}")
-    _write(_text(options, question, answer), options.out)
-    if answer.plans:
-        return 0
-    print(f"llama31: no plan holds. Closest: {plan_page.nearest_miss(answer)}", file=sys.stderr)
-    return EXIT_NO_PLAN
-
-
-def cost_of(layout: Layout, question: Question) -> CostModel:
-    """Of one replica, by our engine's measured kernels."""
-    return CostModel(
-        layout.spec,
-        layout.plan,
-        layout.nodes.gpu,
-        kv_dtype=layout.kv_dtype,
-        memory_share=question.memory_share,
-        max_step_tokens=max(question.step_tokens),
-        max_running=question.max_running,
-    )
-
-
-def _text(options: argparse.Namespace, question: Question, answer: Answer) -> str:
-    if options.emit is not None and answer.plans:
-        if options.rank > len(answer.plans):
-            raise ConfigInvalid(f"--rank {options.rank}: only {len(answer.plans)} plans hold")
-        return plan_emit.emitted(answer.plans[options.rank - 1], options.emit)
-    if options.json:
-        return json.dumps(plan_page.answer_tree(question, answer), indent=1) + "\n"
-    return "".join(line + "\n" for line in plan_page.table_lines(answer))
-
-
-def _write(text: str, file: Path | None) -> None:
-    if file is None:
-        sys.stdout.write(text)
-        return
-    try:
-        file.write_text(text, encoding="utf-8")
-    except OSError as error:
-        raise ConfigInvalid(f"{file}: {error.strerror}") from None
-
-
-def _workload(options: argparse.Namespace) -> PlanWorkload:
-    lengths = (options.input_tokens, options.output_tokens)
-    if options.trace is not None:
-        if any(lengths):
-            raise ConfigInvalid("give --trace, or --input-tokens and --output-tokens, not both")
-        return from_trace(options.trace, options.rate)
-    if not all(lengths):
-        raise ConfigInvalid("the workload is not told: give --input-tokens and --output-tokens, or --trace")
-    return from_lengths(*lengths, options.rate)
-
-
-def _question(options: argparse.Namespace, workload: PlanWorkload) -> Question:
-    online = workload.rate_per_s is not None
-    context = options.context
-    if context is None:
-        longest = max(prompt + output for prompt, output in workload.lengths)
-        context = max(longest, min(8192, specs_of(options.model)[0].context_tokens))
-    dtypes = tuple(options.dtype.split(",")) if options.dtype else ()
-    if unknown := [name for name in dtypes if name not in WEIGHTS.values()]:
-        raise ConfigInvalid(f"--dtype {unknown[0]!r}: there are {', '.join(WEIGHTS.values())}")
-    kv = {"bf16": ("auto",), "fp8": ("fp8",), None: KV_DTYPES}
-    return Question(
-        model=options.model,
-        hardware=parse_hardware(options.hardware),
-        context_tokens=context,
-        lengths=workload.lengths,
-        rate_per_s=workload.rate_per_s,
-        slo=Slo(
-            ttft_s=options.ttft or (DEFAULT_TTFT_S if online else math.inf),
-            itl_s=options.itl or (DEFAULT_ITL_S if online else math.inf),
-            percentile=options.percentile,
-        ),
-        max_gpus=options.max_gpus,
-        max_gpu_hours=options.max_gpu_hours,
-        hours=options.hours,
-        weights=dtypes,
-        kv_dtypes=kv[options.kv_dtype],
-        top=options.top,
-    )
+    return run_plan(options)
 
 
 def _count(text: str) -> int:
@@ -203,9 +96,10 @@ def _percentile(text: str) -> float:
     return share
 
 
-def _spread(text: str) -> LengthSpread:
+def _spread(text: str) -> tuple[int, int]:
+    """Median and 99th percentile."""
     p50, _, p99 = text.partition(":")
-    spread = LengthSpread(_count(p50), _count(p99) if p99 else _count(p50))
-    if spread.p99_tokens < spread.p50_tokens:
+    spread = _count(p50), _count(p99 or p50)
+    if spread[1] < spread[0]:
         raise argparse.ArgumentTypeError(f"{text!r}: the 99th percentile is below the median")
     return spread

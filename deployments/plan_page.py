@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Sequence
 from typing import Any
 
-from cluster.layouts import Layout, Rejected
+from cluster.layouts import FAMILY, Layout, Rejected, kinds_of, smallest_that_fit, specs_of
 from cluster.planner import Answer, Fleet, Plan, Question
 
 FORM = 1
@@ -78,7 +79,7 @@ def plan_tree(plan: Plan, rank: int) -> dict[str, Any]:
     }
 
 
-def table_lines(answer: Answer) -> Iterator[str]:
+def table_lines(question: Question, answer: Answer) -> Iterator[str]:
     """The ranked plans, then why the others are not among them."""
     if answer.plans:
         yield from _aligned([_row(plan, rank) for rank, plan in enumerate(answer.plans, 1)])
@@ -94,6 +95,10 @@ def table_lines(answer: Answer) -> Iterator[str]:
         yield from (f"  {line}" for line in reasons[:MAX_REASONS])
         if len(reasons) > MAX_REASONS:
             yield f"  and {len(reasons) - MAX_REASONS} more; --json has all"
+    if not answer.plans and (helps := list(help_lines(question))):
+        yield ""
+        yield f"Would hold the model and {question.context_tokens:,} tokens of context:"
+        yield from (f"  {line}" for line in helps)
     if answer.dearer:
         yield ""
         yield from _dearer_lines(answer.dearer)
@@ -105,6 +110,17 @@ def nearest_miss(answer: Answer) -> str:
         return "nothing was left to try"
     best = min(answer.rejected, key=lambda r: (LIMITS.index(r.limit), r.needs / max(r.has, 1e-9), str(r.layout)))
     return f"{best.layout}: {best.words}"
+
+
+def help_lines(question: Question) -> Iterator[str]:
+    """What would hold the model and its context at all, in every dtype, with as many nodes as it takes."""
+    specs, kinds = specs_of(question.model), kinds_of(question.hardware)
+    base = specs_of(specs[0].name.split("-fp8")[0].removeprefix(f"{FAMILY}-"))
+    fitting = smallest_that_fit(base, kinds, question.memory_share, question.context_tokens)
+    for layout in sorted(fitting, key=lambda layout: (layout.gpus, str(layout))):
+        nodes = -(-layout.gpus // layout.nodes.gpus_per_node)
+        where = f"{nodes} node{'s' * (nodes > 1)} of {layout.nodes.gpus_per_node} {layout.nodes.gpu.name}"
+        yield f"{layout.spec.name} {layout.plan} on {where}: KV room for {layout.kv_tokens:,} tokens in {layout.kv}"
 
 
 def _question_tree(question: Question) -> dict[str, Any]:
@@ -122,7 +138,7 @@ def _question_tree(question: Question) -> dict[str, Any]:
 
 
 def _finite(number: float) -> float | None:
-    return None if number == float("inf") else number
+    return number if math.isfinite(number) else None
 
 
 def _layout_tree(layout: Layout) -> dict[str, Any]:
@@ -139,7 +155,12 @@ def _layout_tree(layout: Layout) -> dict[str, Any]:
 
 
 def _rejected_tree(rejected: Rejected) -> dict[str, Any]:
-    numbers = {"limit": rejected.limit, "needs": rejected.needs, "has": _finite(rejected.has), "words": rejected.words}
+    numbers = {
+        "limit": rejected.limit,
+        "needs": _finite(rejected.needs),
+        "has": _finite(rejected.has),
+        "words": rejected.words,
+    }
     return _layout_tree(rejected.layout) | numbers
 
 
