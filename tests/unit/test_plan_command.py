@@ -6,12 +6,14 @@ import json
 from pathlib import Path
 from typing import Any
 
+import jsonschema
 import pytest
 
 from cluster.policy import NodeSnapshot, Topology
 from deployments import check
 from deployments.cli import main
 from deployments.config import load_config, read_yaml
+from k8s.chart_files import values_schema
 from k8s.chart_values import ChartValues
 
 Captured = pytest.CaptureFixture[str]
@@ -129,6 +131,7 @@ def test_the_emitted_values_are_the_charts(tmp_path: Path, capsys: Captured) -> 
     file = tmp_path / "values.yaml"
     assert main([*ONLINE, "--emit", "values", "--out", str(file)]) == 0
     tree = read_yaml(str(file))
+    jsonschema.validate(tree, values_schema())
     config = tree.pop("config")
     assert (config["model"], config["plan"]) == ("llama-3.1-8b", "tp1")
     values = ChartValues.model_validate(tree)
