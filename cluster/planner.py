@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import heapq
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Protocol
 
@@ -26,6 +26,7 @@ IDLE_SHARE = 0.2
 _GROWTH = 8
 _LOWER_RATE = 0.9
 _RATE_TRIES = 6
+_CUTS = 2
 
 
 @dataclass(frozen=True, slots=True)
@@ -224,9 +225,8 @@ def find_plans(question: Question, make_cost: MakeCost, predict: Predict, progre
                 rejected = entry
             else:
                 open_ways.append(entry)
-                if (cut := _smaller_steps(whole, question)) is not None:
-                    other = _first_fleet(search, layout, cut)
-                    open_ways += [other] if isinstance(other, Fleet) else []
+                others = (_first_fleet(search, layout, cut) for cut in _smaller_steps(whole, question))
+                open_ways += [other for other in others if isinstance(other, Fleet)]
         if rejected is not None:
             search.rejected.append(rejected)
     progress(f"{len(open_ways)} of {len(open_ways) + len(search.rejected)} ways hold the model and the load")
@@ -267,14 +267,16 @@ def _max_running(layout: Layout, lengths: Lengths, question: Question) -> int:
     return min(question.max_running, max(16, 1 << math.ceil(math.log2(fits))))
 
 
-def _smaller_steps(replica: SteadyReplica, question: Question) -> SteadyReplica | None:
-    """With the largest step that keeps a prompt's chunk within the SLO of the decodes beside it."""
+def _smaller_steps(replica: SteadyReplica, question: Question) -> Iterator[SteadyReplica]:
+    """With the largest step that keeps a prompt's chunk within the SLO of the decodes beside it, and the next one."""
+    left = _CUTS
     for tokens in sorted(question.step_tokens, reverse=True):
         # An engine takes no more sequences than a step has tokens.
         cut = replace(replica, max_step_tokens=tokens, max_running=min(tokens, replica.max_running))
-        if cut.prefill_s(tokens - 1, 1) <= question.slo.itl_s:
-            return None if tokens == replica.max_step_tokens else cut
-    return None
+        if left and (left < _CUTS or cut.prefill_s(tokens - 1, 1) <= question.slo.itl_s):
+            left -= 1
+            if tokens < replica.max_step_tokens and not math.isinf(question.slo.itl_s):
+                yield cut
 
 
 def _first_fleet(search: _Search, layout: Layout, replica: SteadyReplica) -> Fleet | Rejected:
@@ -316,13 +318,15 @@ def _settle(search: _Search, ways: list[Fleet]) -> tuple[Fleet, ...]:
     heapq.heapify(heap)
     while heap and search.goes_on():
         _, fleet = heapq.heappop(heap)
+        if any(plan.layout == fleet.layout for plan in search.found):
+            continue
         prediction = search.predicted(fleet)
         broken = _broken(fleet, prediction, question)
         if broken is None:
             search.keep(fleet, prediction)
-        elif fleet.replicas == (at_most := search.at_most(fleet.layout)):
-            search.rejected.append(broken)
-        else:
+            continue
+        search.rejected.append(broken)
+        if fleet.replicas < (at_most := search.at_most(fleet.layout)):
             more = fleet.replicas + max(1, fleet.replicas // _GROWTH)
             larger = replace(fleet, replicas=min(more, at_most))
             heapq.heappush(heap, (larger.cost, larger))
@@ -334,6 +338,8 @@ def _settle_offline(search: _Search, ways: list[Fleet]) -> tuple[Fleet, ...]:
     order = sorted(ways, key=lambda fleet: (-fleet.capacity_per_s, fleet.cost))
     while order and search.goes_on():
         fleet, *order = order
+        if any(plan.layout == fleet.layout for plan in search.found):
+            continue
         broken = None
         for tries in range(1, _RATE_TRIES + 1):
             slower = replace(fleet, rate_per_s=fleet.capacity_per_s * _LOWER_RATE**tries)

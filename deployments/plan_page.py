@@ -91,7 +91,7 @@ def table_lines(question: Question, answer: Answer) -> Iterator[str]:
     reasons = list(_reasons(answer.rejected))
     if reasons:
         yield ""
-        yield "Rejected:"
+        yield "Rejected, with the fleet that was tried where it was one of the SLO:"
         yield from (f"  {line}" for line in reasons[:MAX_REASONS])
         if len(reasons) > MAX_REASONS:
             yield f"  and {len(reasons) - MAX_REASONS} more; --json has all"
