@@ -88,6 +88,9 @@ def table_lines(question: Question, answer: Answer) -> Iterator[str]:
             "Modelled: kernels measured on such GPUs, queues simulated (docs/capacity.md). room: requests/s without "
             "an SLO; step: engine.max_batched_tokens; J/tok: of the boards."
         )
+    if not answer.plans and (helps := list(help_lines(question))):
+        yield f"No plan holds. Would hold the model and {question.context_tokens:,} tokens of context:"
+        yield from (f"  {line}" for line in helps)
     reasons = list(_reasons(answer.rejected))
     if reasons:
         yield ""
@@ -95,10 +98,6 @@ def table_lines(question: Question, answer: Answer) -> Iterator[str]:
         yield from (f"  {line}" for line in reasons[:MAX_REASONS])
         if len(reasons) > MAX_REASONS:
             yield f"  and {len(reasons) - MAX_REASONS} more; --json has all"
-    if not answer.plans and (helps := list(help_lines(question))):
-        yield ""
-        yield f"Would hold the model and {question.context_tokens:,} tokens of context:"
-        yield from (f"  {line}" for line in helps)
     if answer.dearer:
         yield ""
         yield from _dearer_lines(answer.dearer)
@@ -184,7 +183,8 @@ def _reasons(rejected: Sequence[Rejected]) -> Iterator[str]:
     together: dict[tuple[int, str, str, str], list[Rejected]] = {}
     for one in rejected:
         words = _COUNTED.get(one.limit, one.words)
-        key = (LIMITS.index(one.limit), one.layout.spec.name, one.layout.nodes.gpu.name, words)
+        name = "any model" if one.limit in _COUNTED else one.layout.spec.name
+        key = (LIMITS.index(one.limit), name, one.layout.nodes.gpu.name, words)
         together.setdefault(key, []).append(one)
     for (_, name, gpu, words), ones in sorted(together.items(), key=lambda entry: entry[0][0]):
         plans = ", ".join(dict.fromkeys(str(one.layout.plan) for one in ones))

@@ -17,6 +17,7 @@ MOST_LINES = 8
 def draw_frontier(question: Question, answer: Answer, file: Path) -> Iterator[Path]:
     """Draws the ranked plans' curves over all loads as PNG and SVG; yields the files. Raises: ConfigInvalid."""
     try:
+        import matplotlib
         from matplotlib.figure import Figure
     except ImportError:
         raise ConfigInvalid("--plot needs matplotlib: install the extra 'plot'") from None
@@ -38,8 +39,9 @@ def draw_frontier(question: Question, answer: Answer, file: Path) -> Iterator[Pa
     for suffix in (".png", ".svg"):
         target = stem.with_name(stem.name + suffix)
         try:
-            # Without a date, equal answers give equal files.
-            figure.savefig(target, metadata={"Date": None} if suffix == ".svg" else None)
+            # Equal answers give equal files, and the text in them stays text.
+            with matplotlib.rc_context({"svg.fonttype": "none", "svg.hashsalt": "llama31"}):
+                figure.savefig(target, metadata={"Date": None} if suffix == ".svg" else None)
         except OSError as error:
             raise ConfigInvalid(f"{target}: {error.strerror}") from None
         yield target
