@@ -29,7 +29,7 @@ from deployments.ingress.http import HttpIngress, HttpSettings
 from deployments.ingress.status_page import StatusPage
 from deployments.metered_engine import MeteredEngine
 from deployments.metrics import Metrics
-from deployments.policies.router import LeastTokens
+from deployments.policies.router import PredictedTtft
 from deployments.power import ModelledPower
 from deployments.tenancy import Tenancy
 from deployments.worker_server import WorkerServer
@@ -96,7 +96,7 @@ async def ingress(role: str, load: Load, address: WorkerAddress, tenants_file: s
         await asyncio.sleep(0.01)
     tenancy = Tenancy(metrics, salt_secret=TOKEN, language_mode="off")
     kind = OneTokenMessages if load.one_token_messages else ServiceGateway
-    gateway = kind(config, codec(), fleet, LeastTokens(), metrics, tenancy)
+    gateway = kind(config, codec(), fleet, PredictedTtft(), metrics, tenancy)
     authenticate = KeyDesk(tenants_file, metrics).authenticate
     if role == "http":
         door: HttpIngress | GrpcIngress = HttpIngress(

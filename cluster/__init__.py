@@ -1,1 +1,1 @@
-"""The machines: topology, placement and the local stand-in cluster."""
+"""The machines: topology, placement, what a step costs on them, and the local stand-in cluster."""

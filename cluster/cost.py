@@ -96,7 +96,7 @@ class CostModel:
         base_s = self.step_s(base)
         longer = StepShape(decodes=TYPICAL_DECODES, decode_context_tokens=2 * context)
         wider = StepShape(decodes=2 * TYPICAL_DECODES, decode_context_tokens=context)
-        chunk = self.max_step_tokens - TYPICAL_DECODES
+        chunk = max(1, self.max_step_tokens - TYPICAL_DECODES)
         mixed = StepShape(chunk, chunk * TYPICAL_CONTEXT_TOKENS / 2, TYPICAL_DECODES, context)
         context_token_s = max(0.0, (self.step_s(longer) - base_s) / context)
         sequence_s = max(0.0, (self.step_s(wider) - base_s) / TYPICAL_DECODES)

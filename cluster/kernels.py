@@ -135,14 +135,14 @@ def write_kernels(path: Path, gpu: str, source: str, tables: Mapping[str, Any]) 
 
 
 def read_kernels(path: Path, base: Kernels | None = None) -> Kernels:
-    """The tables of a file; those that it lacks are `base`'s. Raises: ConfigInvalid."""
+    """The tables of a file; what it lacks (kernels, dtypes, numbers of GPUs) is `base`'s. Raises: ConfigInvalid."""
     try:
         content = json.loads(gzip.decompress(path.read_bytes()))
     except (OSError, ValueError, EOFError) as error:
         raise ConfigInvalid(f"kernels file {path} cannot be read: {error}") from error
     if not isinstance(content, dict) or content.get("form") != FORM:
         raise ConfigInvalid(f"kernels file {path} is not of form {FORM}")
-    tables = {name: content.get(name) or (base.tables[name] if base else None) for name in TABLES}
+    tables = {name: {**(base.tables[name] if base else {}), **content.get(name, {})} for name in TABLES}
     missing = [name for name in ("gpu", "source", *TABLES) if not content.get(name) and not tables.get(name)]
     if missing:
         raise ConfigInvalid(f"kernels file {path} lacks {', '.join(missing)}")
@@ -187,10 +187,10 @@ def _shape(name: str) -> tuple[int, int]:
     return int(first), int(second)
 
 
-def _around(values: list[int], wanted: int) -> tuple[int, ...]:
-    below = [value for value in values if value <= wanted]
-    above = [value for value in values if value >= wanted]
-    return tuple({max(below or above[:1] or values), min(above or [max(values)])}) if below else (min(values),)
+def _around(values: list[int], wanted: int) -> set[int]:
+    below = max((value for value in values if value <= wanted), default=min(values))
+    above = min((value for value in values if value >= wanted), default=max(values))
+    return {below, above}
 
 
 def _weights(corners: list[tuple[int, int]], n: int, k: int) -> dict[tuple[int, int], float]:

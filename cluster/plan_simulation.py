@@ -6,9 +6,8 @@ from cluster.plan_workload import PlanWorkload
 from cluster.planner import Fleet, Prediction, Question
 from cluster.report import Report
 from cluster.report import Slo as RequestSlo
-from cluster.sim_fleet import SimFleet, View
+from cluster.sim_fleet import EngineSettings, SimFleet, View
 from cluster.sim_ingress import Policies
-from cluster.sim_replica import EngineSettings
 from cluster.simulator import simulate
 from cluster.workload import Workload
 

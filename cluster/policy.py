@@ -109,6 +109,7 @@ class ReplicaSnapshot:
 
     `prefill_tokens` are prompt tokens not in its cache that are still to be computed before a new request's, by
     the replica's report or by what this ingress sent, whichever is more. `age_s` is how old the report is.
+    `recent_tokens` are prompt and output of all that this ingress sent it, the older ones fading (half in 5 minutes).
     """
 
     replica_id: str
@@ -123,6 +124,7 @@ class ReplicaSnapshot:
     prefill_tokens: int = 0
     age_s: float = 0.0
     speed: StepSpeed | None = None
+    recent_tokens: float = 0.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -172,6 +174,7 @@ class QueuedRequest:
     """One request that waits to be admitted. `expected_output_tokens` is a forecast, at most the limit.
 
     `deadline_in_s` and `waited_s` are relative to the picture; no deadline is infinity. Priority 0 is the highest.
+    Each of its `sequences` (the choices of one prompt) needs the same room.
     """
 
     request_id: str
@@ -181,13 +184,20 @@ class QueuedRequest:
     expected_output_tokens: int
     waited_s: float = 0.0
     deadline_in_s: float = math.inf
+    sequences: int = 1
+
+    @property
+    def kv_tokens(self) -> int:
+        """What it will hold at its end, by the forecast."""
+        return self.sequences * (self.prompt_tokens + self.expected_output_tokens)
 
 
 @dataclass(frozen=True, slots=True)
 class TenantQueue:
-    """One tenant's requests that wait, first come first within a priority: the heads alone are looked at.
+    """One tenant's requests that wait, first come first within a priority: the heads alone may enter.
 
-    `served_tokens` is the tenant's virtual counter: weighted tokens of work it was given.
+    `served_tokens` is the tenant's virtual counter: weighted tokens of work it was given. `tail` is the newest of its
+    lowest priority, the first to go if the queue is too long; `waiting_tokens` is the room that all of them need.
     """
 
     tenant: str
@@ -195,6 +205,8 @@ class TenantQueue:
     served_tokens: float
     heads: tuple[QueuedRequest, ...]
     waiting: int
+    tail: QueuedRequest | None = None
+    waiting_tokens: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -203,7 +215,13 @@ class AdmissionSnapshot:
 
     `kv_tokens_free` is what this ingress may still give out (its lease), `prefill_tokens` the work ahead of a new
     request on the replica that would take it soonest. `starting_in_s` is when the first replica will be ready if
-    none is; infinity if none is coming.
+    none is; infinity if none is coming. With all of `kv_tokens_total` free, nothing of this ingress is inside.
+
+    Beside the KV room, the engines run so many sequences (`sequences_free`) and compute prompts step by step
+    (`prefill_tokens_free`: what may be sent ahead of their steps). `kv_tokens_replica` is the largest replica's whole
+    cache, 0 if unknown; `replica_running` and `replica_context_tokens` are what one replica decodes now.
+    `entered_tokens_per_s` is how fast room was given out while requests waited, 0 if unknown. `passed_tokens`: for each
+    priority, the work of higher ones that entered before its waiting requests.
     """
 
     ready_replicas: int
@@ -213,6 +231,13 @@ class AdmissionSnapshot:
     speed: StepSpeed | None
     starting_in_s: float
     tenants: tuple[TenantQueue, ...]
+    sequences_free: float = math.inf
+    prefill_tokens_free: float = math.inf
+    kv_tokens_replica: int = 0
+    replica_running: float = 0.0
+    replica_context_tokens: float = 0.0
+    entered_tokens_per_s: float = 0.0
+    passed_tokens: tuple[float, ...] = (0.0, 0.0, 0.0)
 
 
 @dataclass(frozen=True, slots=True)
@@ -226,7 +251,7 @@ class Admitted:
 
 @dataclass(frozen=True, slots=True)
 class Refused:
-    """This request never enters."""
+    """This request never enters; `retry_after_s` is infinite where another attempt would not either."""
 
     request_id: str
     tenant: str

@@ -5,7 +5,20 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 
 from cluster.policy import AutoscalerPolicy, StepCost
-from cluster.sim_replica import EngineSettings
+from llama31.errors import ConfigInvalid
+
+
+@dataclass(frozen=True, slots=True)
+class EngineSettings:
+    """Limits of an engine; the defaults are those of vLLM's server on GPUs of 80 GB and more."""
+
+    max_step_tokens: int = 8192
+    max_sequences: int = 1024
+    block_tokens: int = 16
+
+    def __post_init__(self) -> None:
+        if self.max_sequences < 1 or self.max_step_tokens < self.max_sequences or self.block_tokens < 1:
+            raise ConfigInvalid("an engine needs at least 1 sequence, and a step room for a token of each of them")
 
 
 @dataclass(frozen=True, slots=True)

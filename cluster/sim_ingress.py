@@ -23,7 +23,7 @@ from cluster.policy import (
 )
 from cluster.sim_fleet import View
 from cluster.sim_job import Job
-from cluster.sim_replica import Replica
+from cluster.sim_replica import Replica, ReplicaState
 
 
 class PrefixIndex(Protocol):
@@ -64,6 +64,9 @@ class Policies:
     weights: Mapping[str, float] = field(default_factory=dict)
 
 
+_UNKNOWN = ReplicaState()
+
+
 @dataclass(slots=True)
 class Member:
     """One replica as all ingresses see it: its latest report. `is_reachable` turns false unnoticed."""
@@ -72,22 +75,13 @@ class Member:
     is_draining: bool = False
     is_reachable: bool = True
     reported_s: float = 0.0
-    running: int = 0
-    waiting: int = 0
-    waiting_prompt_tokens: int = 0
-    kv_tokens_used: int = 0
-    prefill_tokens: int = 0
+    state: ReplicaState = _UNKNOWN
     stranded: list[Job] = field(default_factory=list)
 
     def report(self, now_s: float) -> None:
         """The replica tells where it stands."""
-        replica = self.replica
         self.reported_s = now_s
-        self.running = replica.running
-        self.waiting = replica.waiting
-        self.waiting_prompt_tokens = replica.waiting_prompt_tokens
-        self.kv_tokens_used = replica.kv_tokens_used(now_s)
-        self.prefill_tokens = replica.prefill_left
+        self.state = self.replica.state(now_s)
 
 
 class Ingress:
@@ -224,19 +218,19 @@ class Ingress:
         return self._snapshots
 
     def _snapshot(self, member: Member, now_s: float) -> ReplicaSnapshot:
-        replica = member.replica
+        replica, state = member.replica, member.state
         replica_id = replica.replica_id
         return ReplicaSnapshot(
             replica_id,
             True,
             member.is_draining,
-            member.running,
-            member.waiting,
-            member.waiting_prompt_tokens,
-            member.kv_tokens_used,
+            state.running,
+            state.waiting,
+            state.waiting_prompt_tokens,
+            state.kv_tokens_used,
             replica.kv.total_blocks * replica.kv.block_tokens,
             self._outstanding.get(replica_id, 0),
-            max(member.prefill_tokens, self._sent_prefill.get(replica_id, 0)),
+            max(state.prefill_tokens, self._sent_prefill.get(replica_id, 0)),
             0.0 if member.is_reachable else now_s - member.reported_s,
             self._speed,
         )
@@ -252,6 +246,9 @@ class Ingress:
             speed=self._speed,
             starting_in_s=starting_in_s,
             tenants=tuple(self._tenant_queue(tenant, now_s) for tenant in self._queues),
+            kv_tokens_replica=max((snapshot.kv_tokens_total for snapshot in ready), default=0),
+            replica_running=sum(snapshot.running for snapshot in ready) / max(1, len(ready)),
+            replica_context_tokens=sum(snapshot.kv_tokens_used for snapshot in ready) / max(1, len(ready)),
         )
 
     def _tenant_queue(self, tenant: str, now_s: float) -> TenantQueue:
@@ -262,6 +259,8 @@ class Ingress:
             served_tokens=self._served[tenant],
             heads=tuple(_queued_request(queues[priority][0], now_s) for priority in sorted(queues)),
             waiting=sum(len(queue) for queue in queues.values()),
+            tail=_queued_request(queues[max(queues)][-1], now_s),
+            waiting_tokens=sum(_claim(job) for queue in queues.values() for job in queue),
         )
 
 

@@ -10,27 +10,24 @@ from __future__ import annotations
 
 import math
 from collections import deque
-from dataclasses import dataclass
 from heapq import heappop, heappush
+from typing import NamedTuple
 
 from cluster.policy import StepCost, StepShape
+from cluster.sim_fleet import EngineSettings
 from cluster.sim_job import Job
 from cluster.sim_kv import KvCache
 from cluster.sim_run import GapCounts, Run
-from llama31.errors import ConfigInvalid
 
 
-@dataclass(frozen=True, slots=True)
-class EngineSettings:
-    """Limits of an engine; the defaults are those of vLLM's server on GPUs of 80 GB and more."""
+class ReplicaState(NamedTuple):
+    """What a replica tells of itself."""
 
-    max_step_tokens: int = 8192
-    max_sequences: int = 1024
-    block_tokens: int = 16
-
-    def __post_init__(self) -> None:
-        if self.max_sequences < 1 or self.max_step_tokens < self.max_sequences or self.block_tokens < 1:
-            raise ConfigInvalid("an engine needs at least 1 sequence, and a step room for a token of each of them")
+    running: int = 0
+    waiting: int = 0
+    waiting_prompt_tokens: int = 0
+    kv_tokens_used: int = 0
+    prefill_tokens: int = 0
 
 
 class Replica:
@@ -47,11 +44,14 @@ class Replica:
         "_cost",
         "_decoding",
         "_finishes",
+        "_left",
         "_partial",
         "_phases",
         "_run",
+        "_state",
         "_step",
         "_waiting",
+        "_waiting_tokens",
         "beats",
         "busy_s",
         "end_s",
@@ -68,7 +68,6 @@ class Replica:
         "started",
         "steps",
         "version",
-        "waiting_prompt_tokens",
         "work_tokens",
     )
 
@@ -87,13 +86,16 @@ class Replica:
         self.started: list[Job] = []
         self.finished: list[Job] = []
         self.prefill_left = 0
-        self.waiting_prompt_tokens = 0
         self.work_tokens = 0
         self.busy_s = 0.0
         self.steps = 0
         self.preemptions = 0
         self._cost = cost
         self._waiting: deque[Job] = deque()
+        self._waiting_tokens = 0
+        # What the latest schedule left waiting, and the state at the end of the latest step.
+        self._left = (0, 0)
+        self._state = ReplicaState()
         self._blocked = False
         # Sequences that decode, in the order of admission; _partial is the one whose prompt is not all computed.
         self._decoding: dict[Job, None] = {}
@@ -107,14 +109,9 @@ class Replica:
         self._run = Run()
 
     @property
-    def running(self) -> int:
-        """Sequences that hold KV blocks."""
-        return len(self._decoding) + len(self._chunks)
-
-    @property
-    def waiting(self) -> int:
-        """Sequences that hold none yet."""
-        return len(self._waiting)
+    def jobs(self) -> int:
+        """All that it has not finished."""
+        return len(self._decoding) + len(self._chunks) + len(self._waiting)
 
     @property
     def is_idle(self) -> bool:
@@ -137,7 +134,7 @@ class Replica:
         job.replica = self
         job.prefill_left = job.prompt_tokens - self._cached_tokens(job)
         self.prefill_left += job.prefill_left
-        self.waiting_prompt_tokens += job.prompt_tokens
+        self._waiting_tokens += job.prompt_tokens
         self._waiting.append(job)
         if self.end_s == math.inf:
             self._begin(now_s)
@@ -147,13 +144,16 @@ class Replica:
     def wake(self, now_s: float) -> None:
         """The run in progress has ended: its tokens are there, and the next run begins."""
         self._apply(self._run.steps, now_s)
+        self._state = self._state_after(0)
         self._begin(now_s)
 
-    def kv_tokens_used(self, now_s: float) -> int:
-        """Tokens of the blocks in use, those of the run in progress included."""
-        if self._chunks or self.end_s == math.inf:
-            return self.kv.used_tokens
-        return self.kv.used_tokens + self._blocks_of(self._run.ended_by(now_s)) * self.kv.block_tokens
+    def state(self, now_s: float) -> ReplicaState:
+        """As of the end of the latest step: vLLM tells then, so that a long prompt is not seen before it is computed.
+
+        Who came during a step does not wait yet: it may well be in the next one.
+        """
+        steps = 0 if self._chunks or self.end_s == math.inf else self._run.ended_by(now_s)
+        return self._state_after(self._blocks_of(steps)) if steps else self._state
 
     def lose_all(self, now_s: float) -> list[Job]:
         """The engine dies: its jobs, each with what it had emitted by now, in the order they came."""
@@ -168,10 +168,16 @@ class Replica:
         self.end_s = math.inf
         return sorted(lost, key=lambda job: job.order)
 
+    def _state_after(self, more_blocks: int) -> ReplicaState:
+        running = len(self._decoding) + (self._partial is not None)
+        kv_tokens = (self.kv.used_blocks + more_blocks) * self.kv.block_tokens
+        return ReplicaState(running, *self._left, kv_tokens, self.prefill_left)
+
     def _begin(self, now_s: float) -> None:
         """Plans the next run: one step with prompts in it, or as many decode steps as are alike."""
         self._blocked = False
         self.version += 1
+        preemptions = self.preemptions
         need = self._phases[self._step % self.kv.block_tokens]
         is_short = need > self.kv.free_blocks
         if is_short:
@@ -179,12 +185,14 @@ class Replica:
         if self._partial is not None or self._waiting:
             self._schedule(may_admit=not is_short, now_s=now_s)
             if self._chunks:
+                self._left = (len(self._waiting), self._waiting_tokens)
                 self._begin_mixed(now_s)
                 return
             self._blocked = bool(self._waiting)
+        self._left = (len(self._waiting), self._waiting_tokens)
         if self._decoding:
             # Whoever was just preempted may come back with the next step.
-            self._begin_decodes(now_s, is_single=is_short and self._blocked)
+            self._begin_decodes(now_s, is_single=self._blocked and self.preemptions > preemptions)
         else:
             self.end_s = math.inf
 
@@ -224,7 +232,7 @@ class Replica:
                 self._give_chunk(job, chunk, blocks)
                 budget -= chunk
         waiting = self._waiting
-        while may_admit and waiting and budget > 0 and self.running < self.max_sequences:
+        while may_admit and waiting and budget > 0 and len(self._decoding) + len(self._chunks) < self.max_sequences:
             job = waiting[0]
             units = kv.cached_units(job.request.block_hashes, job.prompt_tokens)
             cached = units * kv.unit_tokens
@@ -242,7 +250,7 @@ class Replica:
 
     def _admit(self, job: Job, units: int, cached_tokens: int) -> None:
         hashes = job.request.block_hashes
-        self.waiting_prompt_tokens -= job.prompt_tokens
+        self._waiting_tokens -= job.prompt_tokens
         self.prefill_left += job.prompt_tokens - cached_tokens - job.prefill_left
         job.prefill_left = job.prompt_tokens - cached_tokens
         if job.cached_tokens < 0:
@@ -346,7 +354,7 @@ class Replica:
         job.start_over(output_left)
         job.prefill_left = job.prompt_tokens - self._cached_tokens(job)
         self.prefill_left += job.prefill_left
-        self.waiting_prompt_tokens += job.prompt_tokens
+        self._waiting_tokens += job.prompt_tokens
         self._waiting.appendleft(job)
 
     def _cut(self, now_s: float) -> None:

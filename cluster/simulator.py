@@ -76,6 +76,10 @@ class Simulation:
         """Seconds since the first run began."""
         return self._now_s
 
+    def rest(self, seconds: float) -> None:
+        """The next run begins that much later."""
+        self._now_s += seconds
+
     def run(self, workload: Workload) -> Report:
         """All of these requests; their arrivals count from now. The next run may go on from here."""
         begin_s = self._now_s
@@ -90,7 +94,8 @@ class Simulation:
         while request is not None or self._pending:
             arrival_s = begin_s + request.arrival_s if request is not None else math.inf
             if events and events[0][0] < arrival_s:
-                self._now_s, _, event, subject, version = heappop(events)
+                event_s, _, event, subject, version = heappop(events)
+                self._now_s = max(self._now_s, event_s)
                 self._tally.events += 1
                 if self._happens(event, subject, version):
                     last_s = self._now_s
@@ -369,7 +374,7 @@ class Simulation:
             self._leave(next(reversed(self._starting)))
             return
         serving = [member for member in self._members.values() if member.is_reachable and not member.is_draining]
-        member = min(serving, key=lambda m: (m.replica.running + m.replica.waiting, m.replica.replica_id))
+        member = min(serving, key=lambda m: (m.replica.jobs, m.replica.replica_id))
         member.is_draining = True
         if member.replica.is_idle:
             self._leave(member.replica)

@@ -13,6 +13,7 @@ from ray import serve
 from ray.serve import Application
 
 from cluster.placement import replica_bundles
+from deployments.autoscaler import engine_count
 from deployments.check import memory_faults
 from deployments.config import METRICS_VARIABLE, ServiceConfig, node_dir, parse_config
 from deployments.directory import SERVE_APPLICATION, SERVE_ENGINE
@@ -56,8 +57,8 @@ def build_app(config: ServiceConfig, metrics_dir: Path, dashboard_url: str = "")
         "graceful_shutdown_wait_loop_s": 0.2,
     }
     engine = serve.deployment(EngineServer, name=ENGINE).options(
-        num_replicas=config.replicas,
         max_ongoing_requests=1000,
+        **engine_count(config, metrics_dir),
         **life,
         **_engine_resources(config, environment),
     )

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import AsyncGenerator, Callable, Sequence
-from contextlib import AbstractContextManager
+from contextlib import AbstractAsyncContextManager
 from dataclasses import dataclass, field, replace
 from typing import Literal, Protocol
 
@@ -98,7 +98,7 @@ class Gateway(Protocol):
     def complete(self, request: CompletionRequest, call: Call) -> EventStream:
         """Goes on with a text."""
 
-    def hold(self, call: Call, prompts: int = 0) -> AbstractContextManager[Sequence[Call]]:
+    def hold(self, call: Call, prompts: int = 0) -> AbstractAsyncContextManager[Sequence[Call]]:
         """Keeps the id of a call with several prompts, each of which is served by a `Call.part`.
 
         So many `prompts` of one request are counted in at once, and their calls returned; with 0, each is counted in
@@ -111,7 +111,7 @@ class Gateway(Protocol):
     def fleet(self) -> tuple[ReplicaStatus, ...]:
         """Every replica that announced itself, whatever its phase."""
 
-    def visit(self, tenant: Tenant) -> AbstractContextManager[None]:
+    def visit(self, tenant: Tenant) -> AbstractAsyncContextManager[None]:
         """Counts a request that needs no replica to the tenant's limits. Raises: RateLimited, ConcurrencyLimit."""
 
     def tokenize(self, model: str, text: str, add_special_tokens: bool) -> list[int]:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import logging
 import math
 from collections.abc import AsyncGenerator, Callable, Mapping, Sequence
 from contextlib import aclosing
@@ -12,14 +11,14 @@ from dataclasses import dataclass, field, replace
 
 from deployments.answer import Answer
 from deployments.call import Call
+from deployments.continuation import ContinuingStream
 from deployments.merged import merged
-from deployments.replica_link import Loss, SequenceStream, join_outputs
+from deployments.sequence_stream import Progress, join_outputs
 from llama31.chat import Event, FinishReason, GenerationOptions, ResourceUse, TokenColumns, Usage
 from llama31.engine import EngineOutput, EngineRequest
 from llama31.errors import (
     DeadlineExceeded,
     InvalidRequest,
-    NoReadyReplica,
     RequestCancelled,
     SlowConsumer,
     StreamInterrupted,
@@ -30,14 +29,13 @@ WAITING_EVENTS = 16
 # Ends of the caller's own making, whatever the replica had done by then.
 _PAID_ENDS = frozenset({RequestCancelled.reason, SlowConsumer.reason, DeadlineExceeded.reason})
 
-_LOG = logging.getLogger("llama31.choices")
-
 
 @dataclass(frozen=True, slots=True)
 class Job:
     """One admitted request, ready for an engine. Choice i runs `request` with seed + i.
 
-    `trace` is the W3C context that its replicas' spans belong to; empty without tracing.
+    `trace` is the W3C context that its replicas' spans belong to; empty without tracing. `blocks` are the prompt's,
+    as the router knows them. `progress` hears of the first output and of the end of each of its sequences.
     """
 
     call: Call
@@ -47,6 +45,8 @@ class Job:
     is_limited_by_context: bool
     warnings: tuple[str, ...] = ()
     trace: Mapping[str, str] = field(default_factory=dict)
+    blocks: Sequence[int] = ()
+    progress: Progress | None = None
 
     @property
     def scores_prompt(self) -> bool:
@@ -62,28 +62,22 @@ class Job:
         return replace(self.request, request_id=request_id, sampling=sampling, prompt_top_logprobs=None)
 
 
-# Gives a sequence to a replica; arguments: the job, the sequence, the attempt, a replica to avoid.
-Submit = Callable[[Job, EngineRequest, int, str | None], SequenceStream]
+# Gives a sequence of a job to a replica, and the next one if that is lost.
+Start = Callable[[Job, EngineRequest], ContinuingStream]
 Observe = Callable[[Answer, EngineOutput, float], None]
-CountLoss = Callable[[Loss], None]
 
 
 class ChoiceRun:
-    """One choice on its replica. One that is lost before its first token is replaced once."""
+    """One choice on its replica."""
 
-    def __init__(
-        self, job: Job, index: int, answer: Answer, submit: Submit, observe: Observe, count_loss: CountLoss
-    ) -> None:
+    def __init__(self, job: Job, index: int, answer: Answer, start: Start, observe: Observe) -> None:
         self._job = job
-        self._request = job.of_choice(index)
-        self._submit = submit
         self._observe = observe
-        self._count_loss = count_loss
         self.answer = answer
         # The scored prompt, once it has come.
         self.prompt: TokenColumns | None = None
         self._hold_s = job.options.returns.max_coalesce_s
-        self.stream = submit(job, self._request, 0, None)
+        self.stream = start(job, job.of_choice(index))
         soft_s = job.options.stop.time_limit_s
         self._soft_limit_s = None if soft_s is None else job.arrived_s + soft_s
         self._is_time_up = False
@@ -94,15 +88,7 @@ class ChoiceRun:
         alarm = self._set_alarm()
         try:
             while not answer.is_done:
-                try:
-                    output = await self._next_output()
-                except StreamInterrupted as loss:
-                    self._count_loss(self.stream.loss)
-                    # Also a token whose text is still held back has gone into the answer.
-                    if self.stream.attempt > 0 or answer.first_token_s is not None:
-                        raise
-                    self._replace_replica(loss)
-                    continue
+                output = await self._next_output()
                 for event in answer.add(output) if output else answer.end(FinishReason.TIME_LIMIT):
                     yield event
         finally:
@@ -121,13 +107,6 @@ class ChoiceRun:
         self._is_time_up = True
         self.stream.wake()
 
-    def _replace_replica(self, loss: StreamInterrupted) -> None:
-        self.stream.cancel()
-        try:
-            self.stream = self._submit(self._job, self._request, 1, self.stream.replica_id)
-        except NoReadyReplica:
-            raise loss from None
-
     async def _next_output(self) -> EngineOutput | None:
         """The next output; None when the soft time limit passed."""
         output = None if self._is_time_up else await self.stream.next()
@@ -140,11 +119,6 @@ class ChoiceRun:
             output = await self._gather(output)
         if output.refusal:
             raise InvalidRequest("request", output.refusal)
-        if output.error:
-            # The engine's own words may name processes, hosts and files: they are for the log, on one line.
-            words = "replica %s, request %s: the engine failed: %.300r"
-            _LOG.warning(words, self.stream.replica_id, self._request.request_id, output.error)
-            raise StreamInterrupted(self.stream.replica_id, self.answer.output_tokens, self.stream.loss)
         self.prompt = self.prompt or output.prompt
         self._observe(self.answer, output, self._job.arrived_s)
         return output

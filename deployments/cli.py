@@ -1,4 +1,4 @@
-"""What can an operator type? `llama31 serve | plan | chat | status | observe | drain | demo | keys | weights | ...`."""
+"""What can an operator type? `llama31 serve | plan | verify | chat | status | observe | ready | replay | ..`."""
 
 from __future__ import annotations
 
@@ -49,6 +49,8 @@ def build_parser() -> argparse.ArgumentParser:
     _add_chat(subparsers.add_parser("chat", help="talk to a running service; interactive without a message"))
     _add_status(subparsers.add_parser("status", help="replicas, ranks with their nodes, load"))
     _add_observe(subparsers.add_parser("observe", help="boards and alerts of the running service, until Ctrl-C"))
+    _add_ready(subparsers.add_parser("ready", help="can this node's ingress processes answer now"))
+    _add_replay(subparsers.add_parser("replay", help="decide again on the pictures of an autoscaler's log"))
     _add_drain(subparsers.add_parser("drain", help="ask this node's ingress processes to leave, and wait for them"))
     _add_keys(subparsers.add_parser("keys", help="make API keys for tenants"))
     _add_weights(subparsers.add_parser("weights", help="prepare, fetch or check the weights"))
@@ -246,6 +248,42 @@ def _observe(options: argparse.Namespace) -> int:
 
     observe(commands.running_service(options.service_port), options.port, lambda text: print(text, flush=True))
     return 0
+
+
+def _add_ready(parser: argparse.ArgumentParser) -> None:
+    parser.description = (
+        "For a probe on the node, which needs neither key nor certificate: ends with 0 if every ingress process of a "
+        "declared service there can answer for its model now."
+    )
+    parser.set_defaults(run=_ready)
+
+
+def _ready(_: argparse.Namespace) -> int:
+    from deployments.drain import ready_count
+
+    ready, processes = ready_count(node_dir())
+    print(f"{ready} of {processes} ingress processes are ready")
+    return 0 if processes and ready == processes else 1
+
+
+def _add_replay(parser: argparse.ArgumentParser) -> None:
+    parser.description = "Exit code 0: all decisions are the same; 1: some differ, or FILE cannot be read."
+    parser.add_argument("file", type=Path, metavar="FILE", help="autoscaler.jsonl of the service's run directory")
+    policy_help = "what other rules would have asked for on the same pictures: late_price=24, keep_s=300; repeatable"
+    parser.add_argument("--policy", type=_rule, action="append", default=[], metavar="RULE=VALUE", help=policy_help)
+    parser.set_defaults(run=_replay)
+
+
+def _replay(options: argparse.Namespace) -> int:
+    from deployments.replay import replay
+
+    return 0 if replay(options.file, dict(options.policy), lambda line: print(line, flush=True)) else EXIT_ERROR
+
+
+def _rule(text: str) -> tuple[str, float]:
+    if not (found := re.fullmatch(r"([a-z_]+)=([0-9]+(?:\.[0-9]+)?)", text)):
+        raise argparse.ArgumentTypeError(f"{text!r} is not RULE=NUMBER")
+    return found[1], float(found[2])
 
 
 def _add_drain(parser: argparse.ArgumentParser) -> None:

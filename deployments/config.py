@@ -12,12 +12,14 @@ import yaml
 from pydantic import AfterValidator, Field, ValidationError, model_validator
 
 from deployments.config_sections import (
+    AutoscalingConfig,
     EnergyConfig,
     EngineConfig,
     HardwareConfig,
     IngressConfig,
     LocalClusterConfig,
     PlannedConfig,
+    RouterConfig,
     Section,
     TracingConfig,
 )
@@ -43,10 +45,12 @@ class ServiceConfig(Section):
     engine: EngineConfig = EngineConfig()
     hardware: HardwareConfig = HardwareConfig()
     ingress: IngressConfig = IngressConfig()
+    router: RouterConfig = RouterConfig()
     energy: EnergyConfig | None = EnergyConfig()
     local_cluster: LocalClusterConfig | None = None
     tracing: TracingConfig | None = None
     planned: PlannedConfig | None = None
+    autoscaling: AutoscalingConfig | None = None
 
     @model_validator(mode="after")
     def _is_consistent(self) -> ServiceConfig:
@@ -57,6 +61,11 @@ class ServiceConfig(Section):
                 f"engine.max_model_tokens is {self.engine.max_model_tokens}; "
                 f"{spec.name} was trained for {spec.context_tokens}"
             )
+        if self.autoscaling and self.replicas > self.autoscaling.max_replicas:
+            most = self.autoscaling.max_replicas
+            raise ValueError(
+                f"replicas is {self.replicas}, how many there are at first; autoscaling.max_replicas is {most}"
+            )
         if self.engine.device == "cpu" and self.engine.kv_cache_bytes is None:
             raise ValueError("engine.kv_cache_bytes must be set when engine.device is cpu")
         return self
@@ -65,6 +74,11 @@ class ServiceConfig(Section):
     def spec(self) -> ModelSpec:
         """The model's numbers."""
         return get_spec(self.model)
+
+    @property
+    def first_replicas(self) -> int:
+        """How many there are when the service starts."""
+        return max(self.replicas, self.autoscaling.min_replicas) if self.autoscaling else self.replicas
 
     @property
     def parallel_plan(self) -> ParallelPlan:

@@ -9,6 +9,7 @@ from pydantic import AfterValidator, BaseModel, ConfigDict, Field, model_validat
 
 from cluster.energy import Footprint, PowerEnvelope
 from cluster.hardware import DEFAULT_GPU, ISLAND_GPUS
+from deployments.policies.autoscaler import ScalingRules
 from deployments.policies.language import LanguageMode
 
 LOOPBACK = ("127.0.0.1", "localhost", "::1")
@@ -46,6 +47,7 @@ class ScriptConfig(Section):
 
     step_s: float = Field(default=0.02, ge=0)
     load_s: float = Field(default=0.0, ge=0)
+    prefix_cache_tokens: int = Field(default=0, ge=0, description="prompts that are found again; 0: none")
 
 
 class EngineConfig(Section):
@@ -154,7 +156,9 @@ class IngressConfig(Section):
     reflection: bool = True
     drain_s: float = Field(default=20.0, ge=0)
     max_output_tokens: int = Field(default=4096, ge=1, description="when the request names no limit")
+    continue_within_s: float = Field(default=300.0, ge=0, description="a stream waits so long for another replica")
     max_requests: int = Field(default=8192, ge=1, description="in flight in one ingress; more are refused at once")
+    hold_s: float = Field(default=30.0, ge=0, le=3600, description="a request waits so long for the first replica")
     auth: AuthConfig | None = None
     tls: TlsConfig | None = None
     language: LanguageConfig = LanguageConfig()
@@ -186,6 +190,42 @@ class IngressConfig(Section):
     def is_loopback(self) -> bool:
         """Whether only this machine reaches the door."""
         return self.host in LOOPBACK
+
+
+class RouterConfig(Section):
+    """Which replica gets a request (docs/routing.md)."""
+
+    policy: Literal["predicted", "least_tokens"] = "predicted"
+    index_blocks: int = Field(default=1 << 18, ge=1024, description="of 128 tokens, known at once; 350 bytes each")
+
+
+class AutoscalingConfig(Section):
+    """Replicas follow the demand (docs/autoscaling.md). Without this section their number is fixed."""
+
+    min_replicas: int = Field(default=1, ge=0, le=1000, description="0: none while nobody asks")
+    max_replicas: int = Field(ge=1, le=1000)
+    prompt_tokens_per_s: float = Field(gt=0, description="of one replica within the SLO, if it only read prompts")
+    output_tokens_per_s: float = Field(gt=0, description="of one replica within the SLO, if it only wrote answers")
+    slo_ttft_s: float = Field(default=2.0, gt=0, description="a first token that comes later is late")
+    lead_s: float = Field(default=65.0, gt=0, description="from the decision to a ready replica: measure it")
+    late_price: float = Field(default=16.0, ge=0, description="a late request may cost so many times its own GPU time")
+    tick_s: float = Field(default=5.0, ge=0.5, le=60, description="between decisions")
+    measure_s: float = Field(default=30.0, ge=1, le=600, description="the demand is the mean of so long")
+    keep_s: float = Field(default=60.0, ge=0, description="fewer replicas go once fewer were enough for so long")
+    idle_s: float = Field(default=600.0, ge=0, description="the last one goes after so long without requests")
+    decision_log: Annotated[str | None, Field(description="file on the head's node; null: in the run directory")] = None
+    cluster_grows: bool = Field(default=False, description="something adds nodes for replicas that find no room")
+
+    @model_validator(mode="after")
+    def _is_a_range(self) -> AutoscalingConfig:
+        if self.min_replicas > self.max_replicas:
+            raise ValueError(f"min_replicas is {self.min_replicas}, more than max_replicas, {self.max_replicas}")
+        return self
+
+    @property
+    def rules(self) -> ScalingRules:
+        """As the policy takes them."""
+        return ScalingRules(**{name: getattr(self, name) for name in ScalingRules.__dataclass_fields__})
 
 
 class TracingConfig(Section):

@@ -41,7 +41,7 @@ class RunningApplication:
         self._dashboard_url = dashboard_url
         self._progress = progress
         # Node-local files of all processes: metrics, unix sockets.
-        self._directory = Path(tempfile.mkdtemp(prefix="llama31-run-"))
+        self.run_directory = Path(tempfile.mkdtemp(prefix="llama31-run-"))
         self._is_deployed = False
 
     def start(self) -> IngressRecord:
@@ -54,11 +54,11 @@ class RunningApplication:
             sweep_left_groups()
             check_room(config, snapshot())
             logging.getLogger("ray.serve").setLevel(logging.ERROR)
-            self._progress(f"deploying {config.replicas} x {config.model} as {config.plan}")
+            self._progress(f"deploying {config.first_replicas} x {config.model} as {config.plan}")
             self._is_deployed = True
             open_directory()
             serve.start(proxy_location="Disabled")
-            application = build_app(config, self._directory, self._dashboard_url)
+            application = build_app(config, self.run_directory, self._dashboard_url)
             target = serve.RunTarget(application, name=APP_NAME, route_prefix=None)
             serve.run_many([target], wait_for_applications_running=False)
             return self._wait_ready()
@@ -75,7 +75,7 @@ class RunningApplication:
                 serve.delete(APP_NAME)
                 if (directory := find_directory()) is not None:
                     ray.kill(directory)
-        shutil.rmtree(self._directory, ignore_errors=True)
+        shutil.rmtree(self.run_directory, ignore_errors=True)
 
     def _wait_ready(self) -> IngressRecord:
         """Shows each change of each replica; fails as soon as one says why it cannot start."""
@@ -96,7 +96,7 @@ class RunningApplication:
             if application.status == "DEPLOY_FAILED":
                 raise EngineFailed(last_line(application.message))
             ready = sum(record.phase == "ready" for record in records)
-            if ready >= self._config.replicas and application.status == "RUNNING":
+            if ready >= self._config.first_replicas and application.status == "RUNNING":
                 ingresses = read_ingresses()
                 if len(ingresses) >= self._config.ingress.replicas:
                     return ingresses[0]

@@ -12,6 +12,7 @@ import asyncio
 import contextlib
 import logging
 import secrets
+from collections import deque
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
 from typing import Any, Literal
@@ -22,6 +23,7 @@ from ray.exceptions import RayError
 
 from cluster.left_groups import GroupSweeper
 from deployments.config import cluster_token
+from deployments.demand import DemandReport
 from llama31.engine import RankReport
 
 log = logging.getLogger("llama31.directory")
@@ -35,6 +37,7 @@ EXPIRE_AFTER_S = 6.0
 POLL_S = 30.0
 ANSWER_S = 5.0
 SWEEP_EVERY_S = 15.0
+SCALINGS_KEPT = 100
 
 Phase = Literal["starting", "loading", "warming up", "ready", "draining", "failed"]
 
@@ -50,7 +53,10 @@ class WorkerAddress:
 
 @dataclass(frozen=True, slots=True)
 class ReplicaRecord:
-    """What a replica announces. `detail` is for people; `address` is set once the worker listens."""
+    """What a replica announces. `detail` is for people; `address` is set once the worker listens.
+
+    Replicas of equal `digest` compute the same function: a sequence may go on from one to the other.
+    """
 
     replica_id: str
     incarnation: int
@@ -60,6 +66,7 @@ class ReplicaRecord:
     detail: str = ""
     pid: int = 0
     address: WorkerAddress | None = None
+    digest: int = 0
     ranks: tuple[RankReport, ...] = ()
 
 
@@ -77,6 +84,18 @@ class IngressRecord:
     phase: Literal["ready", "draining"] = "ready"
 
 
+@dataclass(frozen=True, slots=True)
+class Scaling:
+    """What the autoscaler decided once: its target, what it wanted before any bound, and from what."""
+
+    model: str
+    target: int
+    wanted: int
+    reason: str
+    load: float
+    backlog_s: float
+
+
 class Directory:
     """The actor's state: the latest record of all that announced themselves lately."""
 
@@ -88,6 +107,8 @@ class Directory:
         self._records: dict[str, tuple[float, ReplicaRecord]] = {}
         self._ingresses: dict[str, tuple[float, IngressRecord]] = {}
         self._losses: list[tuple[str, RankReport]] = []
+        self._demand: dict[str, tuple[float, DemandReport]] = {}
+        self._scalings: deque[Scaling] = deque(maxlen=SCALINGS_KEPT)
         self._version = 0
         self._changed = asyncio.Event()
 
@@ -161,6 +182,26 @@ class Directory:
             except Exception as error:  # whatever keeps Ray from answering; the next look finds them
                 log.warning("no look for left placement groups: %s", type(error).__name__)
             await asyncio.sleep(SWEEP_EVERY_S)
+
+    async def report_demand(self, ingress_id: str, report: DemandReport) -> None:
+        """What an ingress counted, for the autoscaler."""
+        self._demand[ingress_id] = (_now_s(), report)
+
+    async def demand(self) -> tuple[tuple[ReplicaRecord, ...], dict[str, DemandReport]]:
+        """What the autoscaler looks at: all replicas, and what each ingress that still reports has counted."""
+        oldest_s = _now_s() - EXPIRE_AFTER_S
+        self._demand = {key: entry for key, entry in self._demand.items() if entry[0] >= oldest_s}
+        return await self.list(), {key: report for key, (_, report) in self._demand.items()}
+
+    async def tell_scaling(self, scaling: Scaling) -> None:
+        """A decision of the autoscaler, which has no metrics of its own."""
+        self._scalings.append(scaling)
+
+    async def take_scalings(self) -> tuple[Scaling, ...]:
+        """The decisions that nobody took yet: whoever takes them counts them."""
+        scalings = tuple(self._scalings)
+        self._scalings.clear()
+        return scalings
 
     def _expire(self) -> None:
         oldest_s = _now_s() - EXPIRE_AFTER_S

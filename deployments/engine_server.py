@@ -24,6 +24,7 @@ from cluster.placement import check_landed, order_bundles
 from cluster.ray_cluster import bundle_nodes, node_metrics_urls, placing_s, snapshot
 from deployments.config import ServiceConfig, checkpoint_dir, metrics_directory
 from deployments.directory import ANNOUNCE_EVERY_S, Phase, ReplicaRecord, open_directory, told
+from deployments.engine_digest import engine_digest
 from deployments.metered_engine import MeteredEngine
 from deployments.metrics import Metrics
 from deployments.node_exporter import NodeExporter, forget_dead
@@ -79,16 +80,21 @@ class EngineServer:
         self._exporting = asyncio.create_task(self._export_node())
         try:
             gpus = config.parallel_plan.world_size
-            self._engine = MeteredEngine(await self._start_engine(), gpus, self._metrics.step_seconds.observe)
+            observe, most = self._metrics.step_seconds.observe, config.engine.max_batched_tokens
+            self._engine = MeteredEngine(await self._start_engine(), gpus, observe, most)
             self._tracing = open_tracing(config.tracing, "llama31-replica")
-            token, price = await self._directory.token.remote(), self._engine.price
-            self._worker = WorkerServer(self._engine, self._record, token, self._fail, price, self._tracing)
+            token = await self._directory.token.remote()
+            engine = self._engine
+            self._worker = WorkerServer(
+                engine, self._record, token, self._fail, engine.price, self._tracing, engine.speed
+            )
             address = await self._worker.start(self._socket_dir / "worker.sock", ray.util.get_node_ip_address())
         except Llama31Error as error:
             self._metrics.fail(error)
             await self._announce("failed", str(error))
             raise
-        self._record = replace(self._record, address=address, ranks=self._engine.ranks())
+        digest = await asyncio.to_thread(engine_digest, config)
+        self._record = replace(self._record, address=address, digest=digest, ranks=self._engine.ranks())
         self._following = asyncio.create_task(self._follow_engine())
         await self._announce("ready", "")
 
@@ -115,7 +121,7 @@ class EngineServer:
         config = self._config.engine
         engine: Engine
         if config.kind == "scripted":
-            engine = ScriptedEngine(Script(step_s=config.script.step_s, load_s=config.script.load_s))
+            engine = ScriptedEngine(Script(**config.script.model_dump()))
             await self._announce("loading", "a scripted engine")
             await engine.start()
             return engine
@@ -143,7 +149,8 @@ class EngineServer:
         os.environ["VLLM_RPC_BASE_PATH"] = str(self._socket_dir)
         os.environ["VLLM_EXECUTE_MODEL_TIMEOUT_SECONDS"] = str(self._config.engine.step_timeout_s)
         os.environ["RAY_ADDRESS"] = ray.get_runtime_context().gcs_address
-        return VllmEngine(vllm_settings(self._config), group, ray.util.get_node_ip_address(), self._rank_phase)
+        settings = replace(vllm_settings(self._config), socket_dir=self._socket_dir)
+        return VllmEngine(settings, group, ray.util.get_node_ip_address(), self._rank_phase)
 
     def _rank_phase(self, report: RankReport, phase: RankPhase) -> None:
         """Turns what ranks say into the replica's progress line."""

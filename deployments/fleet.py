@@ -11,6 +11,7 @@ from collections.abc import Awaitable, Callable
 from cluster.policy import ReplicaSnapshot
 from deployments.call import ModelState
 from deployments.directory import ReplicaRecord
+from deployments.policies.prefix_index import PrefixIndex
 from deployments.replica_link import ReplicaLink
 
 log = logging.getLogger("llama31.fleet")
@@ -29,7 +30,9 @@ class Fleet:
     A directory that does not answer changes nothing: the links and what they know stay.
     """
 
-    def __init__(self, watch: WatchDirectory, token: str, wanted: int = 1) -> None:
+    def __init__(self, watch: WatchDirectory, token: str, wanted: int = 1, index_blocks: int = 1 << 18) -> None:
+        # Which prompts' beginnings are in whose prefix cache.
+        self.index = PrefixIndex(index_blocks)
         self._watch = watch
         self._token = token
         self._ingress_id = os.urandom(8).hex()
@@ -60,13 +63,17 @@ class Fleet:
         """Every announced replica."""
         return tuple(self._records.values())
 
-    def snapshots(self) -> tuple[ReplicaSnapshot, ...]:
-        """Every linked replica, for the router."""
-        return tuple(link.snapshot() for link in self._links.values())
+    def snapshots(self, digest: int | None = None) -> tuple[ReplicaSnapshot, ...]:
+        """Every linked replica, for the router; with a digest, those that compute the same function."""
+        return tuple(link.snapshot() for link in self._links.values() if digest in (None, link.record.digest))
 
     def ready_replicas(self) -> int:
         """How many can take a request now."""
         return sum(link.is_ready and not link.draining for link in self._links.values())
+
+    def indexed_replicas(self) -> int:
+        """How many tell what their prefix caches hold."""
+        return sum(link.tells_blocks for link in self._links.values())
 
     def state(self) -> ModelState:
         """How far the model is, for those who ask for it."""
@@ -128,13 +135,14 @@ class Fleet:
                 if self._closed or record.address is None:
                     return
                 self._epoch += 1
-                link = ReplicaLink(record, self._token, self._ingress_id, self._epoch)
+                link = ReplicaLink(record, self._token, self._ingress_id, self._epoch, self.index)
                 self._links[replica_id] = link
-                watcher = asyncio.create_task(self._announce_ready(link))
+                watchers = [asyncio.create_task(watch(link)) for watch in (self._announce_ready, self._move_away)]
                 try:
                     await link.run()
                 finally:
-                    watcher.cancel()
+                    for watcher in watchers:
+                        watcher.cancel()
                 self._bump()
                 if not self._closed:
                     await asyncio.sleep(RECONNECT_S)
@@ -146,6 +154,14 @@ class Fleet:
     async def _announce_ready(self, link: ReplicaLink) -> None:
         await link.became_ready.wait()
         self._bump()
+
+    async def _move_away(self, link: ReplicaLink) -> None:
+        """The sequences of a replica that drains go on as soon as another one of its kind can take them."""
+        await link.became_draining.wait()
+        self._bump()
+        while not any(other.is_ready and not other.draining for other in self._links.values() if other.equals(link)):
+            await self.wait_changed(self.version)
+        link.hand_over()
 
     def _bump(self) -> None:
         self.version += 1

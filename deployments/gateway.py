@@ -4,23 +4,29 @@ from __future__ import annotations
 
 import asyncio
 import secrets
-from collections.abc import AsyncGenerator, Iterator, Sequence
-from contextlib import ExitStack, aclosing, contextmanager
+from collections.abc import AsyncGenerator, AsyncIterator, Callable, Sequence
+from contextlib import ExitStack, aclosing, asynccontextmanager
 from dataclasses import replace
+from functools import partial
 
 from cluster.policy import RouterPolicy
+from deployments.admission import Admission, Ticket
 from deployments.answer import Answer
 from deployments.call import Call, ModelStatus, ReplicaStatus
 from deployments.choices import ChoiceRun, Job, interleaved, total_usage, used_tokens
 from deployments.config import ServiceConfig
 from deployments.constraint_check import ConstraintCheck, asked_of
+from deployments.continuation import ContinuingStream
+from deployments.demand import DemandCounter
 from deployments.fleet import Fleet
 from deployments.in_flight import InFlight
 from deployments.metrics import Metrics
 from deployments.model_checks import check_ids, check_options, constraint_of, resolve_sampling
-from deployments.replica_link import Loss
+from deployments.policies.admission import FairAdmission
 from deployments.request_log import log_labelled
+from deployments.room import EngineBounds, Room
 from deployments.router import Router
+from deployments.sequence_stream import Loss
 from deployments.tenancy import Tenancy, Visit
 from deployments.tenant import LOCAL, Tenant
 from deployments.tracing import AnswerSpan, Tracing
@@ -61,22 +67,28 @@ class ServiceGateway:
         metrics: Metrics,
         tenancy: Tenancy | None = None,
         tracing: Tracing | None = None,
+        share: Callable[[], float] = lambda: 1.0,
     ) -> None:
+        """`share` is what this ingress holds of the fleet's room."""
         self._config = config
         self._spec = config.spec
         self._codec = codec
         self._fleet = fleet
-        self._router = Router(config.model, fleet, policy)
+        self._router = Router(config.model, fleet, policy, metrics)
         self._metrics = metrics
-        # Observed for every message: looked up once.
         self._ttft = metrics.child("llama31_ttft_seconds", model=config.model)
         self._inter_token = metrics.child("llama31_inter_token_seconds", model=config.model)
         self._queue_wait = metrics.child("llama31_queue_wait_seconds", model=config.model)
+        self._continuation_gap = metrics.child("llama31_continuation_gap_seconds", model=config.model)
         self._footprint = config.energy.footprint if config.energy else None
         self._tenancy = tenancy or Tenancy(metrics)
         self._tracing = tracing
         self._constraints = ConstraintCheck()
         self._in_flight = InFlight(config.ingress.max_requests)
+        bounds = EngineBounds(config.engine.max_running, config.engine.max_batched_tokens)
+        room = Room(fleet, bounds, share, starts_on_demand=config.autoscaling is not None)
+        self.admission = Admission(config.model, room, metrics, FairAdmission(config.ingress.hold_s))
+        self.demand = DemandCounter(self._in_flight, self.admission, self._router.backlog_s)
 
     def chat(self, request: ChatRequest, call: Call) -> AsyncGenerator[Event, None]:
         """Answers a dialog."""
@@ -86,12 +98,13 @@ class ServiceGateway:
         """Goes on with a text."""
         return self._serve("complete", request, call)
 
-    @contextmanager
-    def hold(self, call: Call, prompts: int = 0) -> Iterator[tuple[Call, ...]]:
+    @asynccontextmanager
+    async def hold(self, call: Call, prompts: int = 0) -> AsyncIterator[tuple[Call, ...]]:
         """Keeps the id of a call with several prompts; so many of them are counted in at once."""
         with ExitStack() as stack:
             try:
                 stack.enter_context(self._in_flight.held(call))
+                await self._tenancy.prepare(call.tenant, prompts=prompts)
                 visits = stack.enter_context(self._tenancy.entered(call.tenant, prompts)) if prompts else ()
             except Llama31Error as error:
                 self._count("complete", error.reason)
@@ -131,9 +144,10 @@ class ServiceGateway:
             for record in self._fleet.records()
         )
 
-    @contextmanager
-    def visit(self, tenant: Tenant) -> Iterator[None]:
+    @asynccontextmanager
+    async def visit(self, tenant: Tenant) -> AsyncIterator[None]:
         """One more request of the tenant, which takes no tokens."""
+        await self._tenancy.prepare(tenant, prompts=1)
         visit = self._tenancy.enter(tenant)
         try:
             yield
@@ -169,13 +183,18 @@ class ServiceGateway:
         span: AnswerSpan | None = None
         visit: Visit | None = None
         job: Job | None = None
+        ticket: Ticket | None = None
         answers: list[Answer] = []
         try:
             if self._tracing is not None:
                 span = self._tracing.answer(method, self._config.model)
             call.tenant.check_options(request.options)
+            if call.visit is None:
+                await self._tenancy.prepare(call.tenant, prompts=1)
             visit = call.visit or self._tenancy.enter(call.tenant)
-            job = await self._admit(request, call, visit)
+            prepared = await self._prepare(request, call, visit)
+            ticket = await self.admission.enter(prepared)
+            job = replace(prepared, progress=ticket.progress)
             if span is not None:
                 job = span.admitted(job)
             answers = [self._answer(request, job, index) for index in range(job.options.num_choices)]
@@ -192,6 +211,8 @@ class ServiceGateway:
         finally:
             outcome = outcome or call.closing.reason
             tokens = used_tokens(job, answers, outcome)
+            if ticket is not None:
+                ticket.leave(sum(answer.output_tokens for answer in answers))
             if visit is not None:
                 visit.leave(tokens)
             log_labelled(request, call, outcome, tokens)
@@ -222,7 +243,7 @@ class ServiceGateway:
         limited = job.is_limited_by_context
         return Answer(self._codec, job.options, self._spec.stop_token_ids, limited, choice, parser)
 
-    async def _admit(self, request: ChatRequest | CompletionRequest, call: Call, visit: Visit) -> Job:
+    async def _prepare(self, request: ChatRequest | CompletionRequest, call: Call, visit: Visit) -> Job:
         """Encodes the prompt, resolves every default and charges the tenant.
 
         Raises: ContextTooLong, InvalidRequest, LanguageRefused, Overloaded, QuotaExceeded.
@@ -231,6 +252,7 @@ class ServiceGateway:
         constraint = constraint_of(request)
         await self._constraints.check(asked_of(request, constraint), call.tenant.name)
         prompt = await self._encode(request)
+        self.demand.arrive(len(prompt))
         languages, tokenizer = self._spec.languages, self._codec.tokenizer
         warnings = await self._tenancy.check_language(call.tenant, request, languages, tokenizer)
         options = request.options
@@ -241,15 +263,18 @@ class ServiceGateway:
             raise ContextTooLong(len(prompt), wanted or 1, self._config.engine.max_model_tokens)
         default = self._config.ingress.max_output_tokens
         limit_tokens = wanted or min(default, room)
-        visit.reserve(len(prompt) + limit_tokens * options.num_choices)
+        most_tokens = len(prompt) + limit_tokens * options.num_choices
+        await self._tenancy.prepare(call.tenant, tokens=most_tokens)
+        visit.reserve(most_tokens)
         stop_ids = () if options.stop.ignore_eos else self._spec.stop_token_ids
-        returns = options.returns
+        returns, salt = options.returns, self._tenancy.cache_salt(call.tenant)
         return Job(
             call=call,
             options=options,
             arrived_s=arrived_s,
             is_limited_by_context=wanted is None and room <= default,
             warnings=warnings,
+            blocks=await self._router.blocks_of(prompt, salt),
             request=EngineRequest(
                 request_id=f"{call.request_id}-{secrets.token_hex(8)}",
                 prompt_token_ids=tuple(prompt),
@@ -262,7 +287,7 @@ class ServiceGateway:
                 ),
                 top_logprobs=returns.top_logprobs if returns.logprobs else None,
                 priority=call.tenant.priority_of(options).value,
-                cache_salt=self._tenancy.cache_salt(call.tenant),
+                cache_salt=salt,
                 constraint=constraint,
                 prompt_top_logprobs=returns.prompt_top_logprobs,
             ),
@@ -287,7 +312,7 @@ class ServiceGateway:
         runs: list[ChoiceRun] = []
         try:
             for index, answer in enumerate(answers):
-                runs.append(ChoiceRun(job, index, answer, self._router.submit, self._observe, self._count_loss))
+                runs.append(ChoiceRun(job, index, answer, self._start, self._observe))
             # The usual single choice saves a layer that every token would pass.
             async with aclosing(runs[0].events() if len(runs) == 1 else interleaved(runs)) as events:
                 held = await _until_scored(events, runs[0]) if job.scores_prompt else ()
@@ -302,6 +327,7 @@ class ServiceGateway:
             # Also a request that failed or that nobody waits for has used energy.
             resources = self._charge(job.call.tenant, runs)
         usage = total_usage(runs, job, _now_s(), resources)
+        self.demand.answer(usage.output_tokens)
         self._metrics.add("llama31_prompt_tokens_total", usage.prompt_tokens, model=self._config.model)
         self._metrics.add("llama31_output_tokens_total", usage.output_tokens, model=self._config.model)
         yield Completed(usage)
@@ -318,6 +344,16 @@ class ServiceGateway:
             gap_s = (now_s - answer.last_token_s) / len(output.tokens.ids)
             self._inter_token.observe(gap_s)
         answer.last_token_s = now_s
+
+    def _start(self, job: Job, request: EngineRequest) -> ContinuingStream:
+        return ContinuingStream(
+            request,
+            partial(self._router.submit, job),
+            self._router.wait_changed,
+            self._config.ingress.continue_within_s,
+            self._count_loss,
+            self._continuation_gap.observe,
+        )
 
     def _count_loss(self, loss: Loss) -> None:
         self._metrics.add("llama31_interrupted_total", model=self._config.model, cause=loss)

@@ -13,8 +13,9 @@ from cluster.policy import Topology
 from deployments.call import CountCall
 from deployments.check import what_is_missing
 from deployments.config import ServiceConfig
-from deployments.directory import ReplicaRecord
+from deployments.directory import ReplicaRecord, Scaling
 from deployments.metrics import Metrics
+from deployments.policies.prefix_index import PrefixIndex
 from deployments.replica_metrics import rank_labels
 from llama31.engine import RankReport
 
@@ -53,8 +54,15 @@ class Replicas(Protocol):
     def wanted(self) -> int:
         """How many there should be."""
 
+    @property
+    def index(self) -> PrefixIndex:
+        """What is known of their prefix caches."""
+
     def records(self) -> Sequence[ReplicaRecord]:
         """Those that announced themselves."""
+
+    def indexed_replicas(self) -> int:
+        """How many the index follows."""
 
 
 class IngressMetrics:
@@ -110,17 +118,28 @@ class IngressMetrics:
             tasks.create_task(self._follow_cluster())
 
     def count_doors(self) -> None:
-        """What went out since the last look, and whether new requests come in."""
+        """What went out since the last look, what the index knows, and whether new requests come in."""
         for name, door in self._doors.items():
             sent_bytes = door.sent_bytes
             self._metrics.add("llama31_sent_bytes_total", sent_bytes - self._sent_bytes[name], door=name)
             self._sent_bytes[name] = sent_bytes
+        self._metrics.set("llama31_index_blocks", self._fleet.index.blocks, ingress=self._ingress_id)
+        self._metrics.set("llama31_indexed_replicas", self._fleet.indexed_replicas(), ingress=self._ingress_id)
         is_draining = any(door.is_draining for door in self._doors.values())
         self._metrics.set("llama31_ingress_draining", is_draining, ingress=self._ingress_id)
 
     def lose_rank(self, model: str, report: RankReport) -> None:
         """A rank's process went away, its replica with it: so it is counted here."""
         self._metrics.add("llama31_ranks_lost_total", model=model, **rank_labels(report))
+
+    def count_scaling(self, scaling: Scaling) -> None:
+        """A decision of the autoscaler, which has no metrics of its own."""
+        model = scaling.model
+        self._metrics.add("llama31_autoscaler_decisions_total", model=model, reason=scaling.reason)
+        self._metrics.set("llama31_autoscaler_target", scaling.target, model=model)
+        self._metrics.set("llama31_autoscaler_wanted", scaling.wanted, model=model)
+        self._metrics.set("llama31_autoscaler_load", scaling.load, model=model)
+        self._metrics.set("llama31_autoscaler_backlog_seconds", scaling.backlog_s, model=model)
 
     def count_cluster(self, topology: Topology) -> None:
         """GPUs, and replicas that wait for some."""

@@ -22,13 +22,16 @@ from deployments.fleet import Fleet
 from deployments.gateway import ServiceGateway
 from deployments.ingress.auth import KeyDesk
 from deployments.ingress.grpc import GrpcIngress, IngressSettings
+from deployments.ingress.health import ANSWERING_STATES
 from deployments.ingress.http import HttpIngress, HttpSettings
 from deployments.ingress.status_page import Link, StatusPage
 from deployments.ingress.tls import ServerTls
 from deployments.ingress_metrics import Door, IngressMetrics, call_counter
+from deployments.leases import Leases
+from deployments.ledger import open_ledger
 from deployments.metrics import Metrics
 from deployments.node_exporter import NodeExporter, forget_dead
-from deployments.policies.router import LeastTokens
+from deployments.policies.router import LeastTokens, PredictedTtft
 from deployments.request_log import open_request_log
 from deployments.tenancy import Tenancy
 from deployments.tenant import everybody_is_local
@@ -62,19 +65,26 @@ class IngressServer:
         forget_dead(directory)
         self._directory = open_directory()
         token = await self._directory.token.remote()
-        self._fleet = Fleet(lambda seen: self._directory.watch.remote(seen), token, config.replicas)
+        index_blocks = config.router.index_blocks
+        first = config.first_replicas
+        self._fleet = Fleet(lambda seen: self._directory.watch.remote(seen), token, first, index_blocks)
         self._fleet.start()
         await asyncio.to_thread(prepare_weights, config, lambda line: None)
         codec = await asyncio.to_thread(load_codec, config.spec.codec, checkpoint_dir(config))
         ingress, metrics = config.ingress, Metrics()
+        ledger = open_ledger()
+        ingress_id = serve.get_replica_context().replica_id.unique_id
+        leases = Leases(ledger.renew.remote, ingress_id, config.model, ingress.replicas, metrics)
         tenancy = Tenancy(
             metrics,
             salt_secret=token,
             language_mode=ingress.language.mode,
             show_tenant_names=ingress.show_tenant_names,
+            leases=leases,
         )
         self._tracing = open_tracing(config.tracing, "llama31-ingress")
-        gateway = ServiceGateway(config, codec, self._fleet, LeastTokens(), metrics, tenancy, self._tracing)
+        policy = PredictedTtft() if config.router.policy == "predicted" else LeastTokens()
+        gateway = ServiceGateway(config, codec, self._fleet, policy, metrics, tenancy, self._tracing, leases.share)
         desk = KeyDesk(ingress.auth.tenants_file, metrics) if ingress.auth else None
         await self._open_doors(config, gateway, desk, metrics, dashboard_url)
         urls = await asyncio.to_thread(node_metrics_urls)
@@ -82,10 +92,12 @@ class IngressServer:
         doors: dict[str, Door] = {"grpc": self._door} | ({"http": self._web} if self._web else {})
         watcher = IngressMetrics(config, metrics, self._record.ingress_id, doors, self._fleet, snapshot)
         watcher.tell_versions(_versions())
-        self._drain_door = DrainDoor(directory, self.drain)
+        self._drain_door = DrainDoor(directory, self.drain, lambda: self._is_ready(gateway))
         await self._drain_door.start()
         jobs = [exporter.run(), watcher.run(), self._keep_announcing(), self._follow_wanted(engine.deployment_name)]
-        jobs += [self._count_losses(watcher), *([desk.watch()] if desk else [])]
+        jobs += [self._count_losses(watcher), leases.run(gateway.admission), *([desk.watch()] if desk else [])]
+        if config.autoscaling:
+            jobs += [self._report_demand(gateway, config.autoscaling.tick_s / 2), self._count_scalings(watcher)]
         self._background = [asyncio.create_task(job) for job in jobs]
 
     async def _open_doors(
@@ -133,6 +145,9 @@ class IngressServer:
             metrics=_metrics_url(config),
         )
 
+    def _is_ready(self, gateway: ServiceGateway) -> bool:
+        return self._record.phase != "draining" and any(m.state in ANSWERING_STATES for m in gateway.models())
+
     async def drain(self, grace_s: float | None = None) -> bool:
         """Refuses new requests, lets open streams finish within the grace, closes the ports.
 
@@ -177,6 +192,20 @@ class IngressServer:
                 async with asyncio.timeout(ANSWER_S):
                     for model, report in await self._directory.take_losses.remote():
                         watcher.lose_rank(model, report)
+            await asyncio.sleep(ANNOUNCE_EVERY_S)
+
+    async def _report_demand(self, gateway: ServiceGateway, every_s: float) -> None:
+        while True:
+            await told(self._directory.report_demand.remote(self._record.ingress_id, gateway.demand.report()))
+            await asyncio.sleep(min(every_s, ANNOUNCE_EVERY_S))
+
+    async def _count_scalings(self, watcher: IngressMetrics) -> None:
+        """As with lost ranks: whichever ingress asks first counts them."""
+        while True:
+            with contextlib.suppress(RayError, TimeoutError):
+                async with asyncio.timeout(ANSWER_S):
+                    for scaling in await self._directory.take_scalings.remote():
+                        watcher.count_scaling(scaling)
             await asyncio.sleep(ANNOUNCE_EVERY_S)
 
     async def _keep_announcing(self) -> None:

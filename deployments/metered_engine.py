@@ -6,10 +6,13 @@ import asyncio
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 
+from cluster.policy import StepSpeed
 from deployments.policies.charging import Charge, SharedCost
+from deployments.policies.step_fit import StepFit
 from deployments.power import PowerMeter
+from llama31.block_table import BlockTable
 from llama31.chat import ResourceUse
-from llama31.engine import Engine, EngineOutput, EngineRequest, EngineState, RankReport, RankVitals
+from llama31.engine import Engine, EngineOutput, EngineRequest, EngineState, MeasuredStep, RankReport, RankVitals
 
 
 class MeteredEngine:
@@ -18,13 +21,17 @@ class MeteredEngine:
     Implements `llama31.engine.Engine`. The first and the last output of a sequence say what it was charged.
     """
 
-    def __init__(self, engine: Engine, gpus: int, observe_step_s: Callable[[float], None]) -> None:
+    def __init__(
+        self, engine: Engine, gpus: int, observe_step_s: Callable[[float], None], max_step_tokens: int = 8192
+    ) -> None:
         self._engine = engine
         self._gpus = gpus
         self._observe_step_s = observe_step_s
         self._power: PowerMeter | None = None
+        self._fit = StepFit(max_step_tokens)
+        self._speed: StepSpeed | None = None
         self._cost = SharedCost()
-        # Prompt tokens of sequences that have no output yet.
+        # Prompt tokens of sequences that have no output yet, and those that other replicas emitted.
         self._waiting: dict[str, int] = {}
         self._in_flight = 0
         self._busy_s = 0.0
@@ -38,6 +45,13 @@ class MeteredEngine:
     def price(self) -> Charge:
         """What a sequence that took part in every step so far would have been charged."""
         return self._cost.total
+
+    def speed(self) -> StepSpeed | None:
+        """How long its steps take; None until enough are measured."""
+        if steps := self._engine.take_steps():
+            self._fit.add(steps)
+            self._speed = self._fit.speed()
+        return self._speed
 
     def busy_s(self) -> float:
         """Time in which there was work, since the start."""
@@ -53,7 +67,7 @@ class MeteredEngine:
         if not self._in_flight:
             self._since_s = self._step_since_s = _now_s()
         self._in_flight += 1
-        self._waiting[request.request_id] = len(request.prompt_token_ids)
+        self._waiting[request.request_id] = len(request.prompt_token_ids) + len(request.output_token_ids)
 
     def cancel(self, request_id: str) -> None:
         """As the engine's."""
@@ -84,6 +98,14 @@ class MeteredEngine:
     def state(self) -> EngineState:
         """As the engine's."""
         return self._engine.state()
+
+    def blocks(self) -> BlockTable | None:
+        """As the engine's."""
+        return self._engine.blocks()
+
+    def take_steps(self) -> tuple[MeasuredStep, ...]:
+        """As the engine's; `speed` takes them, too."""
+        return self._engine.take_steps()
 
     def ranks(self) -> tuple[RankReport, ...]:
         """As the engine's."""

@@ -29,6 +29,9 @@ scrape_configs:
 Do not scrape Ray's own port on such a node as well, or its series are there twice. A Ray head without ingress and
 replica has only that port.
 
+Several services under one Prometheus: give the targets of each a label `release` of its own. Alerts and boards tell
+them apart by it; the chart's PodMonitor sets it to NAMESPACE/RELEASE.
+
 Gauges of a process, and every series with a `replica` label, go when the process goes. Other counters live as long as
 the service's directory on the node. What several ingresses say alike (`llama31_gpus`, `llama31_placement_pending`) is
 for `max`, not for `sum`.

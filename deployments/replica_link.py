@@ -7,19 +7,21 @@ import logging
 import time
 from collections import deque
 from collections.abc import AsyncIterator, Mapping
-from dataclasses import replace
-from typing import Literal
 
 import grpc
 
-from cluster.policy import ReplicaSnapshot
+from cluster.policy import ReplicaSnapshot, StepSpeed
+from deployments.block_feed import BlockNews
 from deployments.directory import ReplicaRecord, WorkerAddress
 from deployments.policies.charging import Charge
-from deployments.worker_codec import MAX_MESSAGE_BYTES, decode_output, decode_state, encode_submit
+from deployments.policies.fading_sum import FadingSum
+from deployments.policies.prefix_index import PrefixIndex
+from deployments.sequence_stream import NO_FORECAST, Forecast, Loss, SequenceStream
+from deployments.worker_codec import MAX_MESSAGE_BYTES, decode_output, encode_submit
 from deployments.worker_server import AUTHORIZATION, PROTOCOL, machine_boot_id
-from llama31.chat import ResourceUse, TokenColumns
-from llama31.engine import EngineOutput, EngineRequest, EngineState
-from llama31.errors import StreamInterrupted
+from deployments.worker_state import decode_blocks, decode_speed, decode_state
+from llama31.engine import EngineRequest, EngineState
+from llama31.prefix_blocks import ROUTING_BLOCK_TOKENS
 from llama31.worker.v1 import worker_service_pb2 as pb
 from llama31.worker.v1 import worker_service_pb2_grpc as pb_grpc
 
@@ -34,93 +36,22 @@ WAKE_AT_ONCE = 32
 BUSY_S = 0.001
 MAX_REST_S = 0.010
 
-# Why a sequence lost its replica, for a metric and for the client, who hears no more than this.
-Loss = Literal["connection_lost", "closed", "silent", "gap", "engine_failed"]
-
-
-class SequenceStream:
-    """The outputs of one sequence; what arrives while nobody reads is merged, never queued up."""
-
-    def __init__(self, request: EngineRequest, attempt: int, link: ReplicaLink) -> None:
-        self.request = request
-        self.attempt = attempt
-        self.received_tokens = 0
-        self._link = link
-        self._waiting: EngineOutput | None = None
-        self._is_lost = False
-        self.loss: Loss = "engine_failed"
-        self._ready = asyncio.Event()
-        # What the replica last said that this was charged, and its price then; no price after the end.
-        self._charged: ResourceUse | None = None
-        self._charged_at: Charge | None = None
-
-    @property
-    def replica_id(self) -> str:
-        """Who computes this sequence."""
-        return self._link.record.replica_id
-
-    async def next(self) -> EngineOutput | None:
-        """Everything that came since the last call, as one output; None after `wake`. Raises: StreamInterrupted."""
-        await self._ready.wait()
-        if self._waiting is not None:
-            output, self._waiting = self._waiting, None
-            if not self._is_lost:
-                self._ready.clear()
-            return output
-        if not self._is_lost:
-            self._ready.clear()
-            return None
-        raise StreamInterrupted(self.replica_id, self.received_tokens, self.loss)
-
-    def wake(self) -> None:
-        """Ends a wait although nothing came."""
-        self._ready.set()
-
-    def put(self, first_token: int, output: EngineOutput) -> None:
-        """Takes an output from the link; a gap or a repetition breaks the stream loudly."""
-        if output.tokens.ids and first_token != self.received_tokens:
-            words = "replica %s: token %d was expected, token %d came"
-            log.warning(words, self.replica_id, self.received_tokens, first_token)
-            self.lose("gap")
-            return
-        self.received_tokens += len(output.tokens.ids)
-        self._waiting = output if self._waiting is None else join_outputs(self._waiting, output)
-        self._ready.set()
-        if output.resources is not None:
-            self._charged = output.resources
-            self._charged_at = None if output.is_last else self._link.price
-
-    def resources(self) -> ResourceUse | None:
-        """What this sequence has been charged by now; None where nobody says."""
-        if self._charged is None or self._charged_at is None:
-            return self._charged
-        since = self._link.price.minus(self._charged_at)
-        charged = self._charged
-        return replace(
-            charged, accelerator_s=charged.accelerator_s + since.accelerator_s, joules=charged.joules + since.joules
-        )
-
-    def lose(self, loss: Loss) -> None:
-        """Nothing more will come."""
-        self.loss = loss
-        self._is_lost = True
-        self._ready.set()
-
-    def cancel(self) -> None:
-        """Tells the replica to stop and to free the KV; idempotent, also after the end."""
-        self._link.cancel(self.request.request_id)
-
 
 class ReplicaLink:
     """Connect and Watch to one replica. Lives until the replica goes away, then is thrown away."""
 
-    def __init__(self, record: ReplicaRecord, token: str, ingress_id: str, epoch: int) -> None:
+    def __init__(self, record: ReplicaRecord, token: str, ingress_id: str, epoch: int, index: PrefixIndex) -> None:
         assert record.address is not None
         self.record = record
         self.state = EngineState()
+        self.speed: StepSpeed | None = None
+        # Whether the index follows what its prefix cache holds.
+        self.tells_blocks = False
+        self._index = index
+        self._reported_s = time.monotonic()
         self.price = Charge()
         self.became_ready = asyncio.Event()
-        self.draining = False
+        self.became_draining = asyncio.Event()
         self.alive = True
         self._ingress_id = ingress_id
         self._epoch = epoch
@@ -131,11 +62,18 @@ class ReplicaLink:
         self._streams: dict[str, SequenceStream] = {}
         # Of all streams: every submit asks for it, so a sum each time would cost the square of a burst.
         self._outstanding_tokens = 0
+        self._prefill_tokens = 0
+        self._recent_tokens = FadingSum()
 
     @property
     def is_ready(self) -> bool:
         """Whether the replica greeted us and is still there."""
         return self.became_ready.is_set() and self.alive
+
+    @property
+    def draining(self) -> bool:
+        """Whether it takes nothing new."""
+        return self.became_draining.is_set()
 
     def snapshot(self) -> ReplicaSnapshot:
         """What the router may know now."""
@@ -149,13 +87,22 @@ class ReplicaLink:
             kv_tokens_used=self.state.kv_tokens_used,
             kv_tokens_total=self.state.kv_tokens_total,
             outstanding_tokens=self._outstanding_tokens,
+            prefill_tokens=max(self.state.prefill_tokens, self._prefill_tokens),
+            age_s=time.monotonic() - self._reported_s,
+            speed=self.speed,
+            recent_tokens=self._recent_tokens.at(time.monotonic()),
         )
 
     def submit(
-        self, request: EngineRequest, attempt: int, deadline_in_ms: int, trace: Mapping[str, str] | None = None
+        self,
+        request: EngineRequest,
+        attempt: int,
+        deadline_in_ms: int,
+        trace: Mapping[str, str] | None = None,
+        forecast: Forecast = NO_FORECAST,
     ) -> SequenceStream:
         """Gives a sequence to the replica; `trace` is the W3C context that its span belongs to."""
-        stream = SequenceStream(request, attempt, self)
+        stream = SequenceStream(request, attempt, self, forecast)
         if not self.alive:
             stream.lose("closed")
             return stream
@@ -165,6 +112,10 @@ class ReplicaLink:
         message.trace.update(trace or {})
         self._streams[request.request_id] = stream
         self._outstanding_tokens += _most_tokens(request)
+        self._prefill_tokens += stream.prefill_tokens
+        self._recent_tokens.add(len(request.prompt_token_ids), time.monotonic())
+        if self.tells_blocks:
+            stream.index_ticket = self._index.expect(self.record.replica_id, forecast.blocks)
         self._next_request(message.ByteSize()).submits.append(message)
         return stream
 
@@ -174,6 +125,16 @@ class ReplicaLink:
         if stream is not None and self.alive:
             cancel = pb.Cancel(request_id=request_id, attempt=stream.attempt)
             self._next_request(cancel.ByteSize()).cancels.append(cancel)
+
+    def equals(self, other: ReplicaLink) -> bool:
+        """Whether both compute the same function."""
+        return self.record.digest == other.record.digest
+
+    def hand_over(self) -> None:
+        """Ends every sequence here, so that each goes on elsewhere."""
+        for request_id, stream in tuple(self._streams.items()):
+            self.cancel(request_id)
+            stream.lose("draining")
 
     async def run(self) -> None:
         """Talks to the replica until either stream ends; every open sequence then hears of it."""
@@ -198,7 +159,10 @@ class ReplicaLink:
 
     def _die(self, loss: Loss, cause: str) -> None:
         self.alive = False
-        streams, self._streams, self._outstanding_tokens = self._streams, {}, 0
+        streams, self._streams = self._streams, {}
+        self._outstanding_tokens = self._prefill_tokens = 0
+        self.tells_blocks = False
+        self._index.forget(self.record.replica_id)
         for stream in streams.values():
             stream.lose(loss)
         log.warning("replica %s: %s, %d open sequences", self.record.replica_id, cause, len(streams))
@@ -207,7 +171,17 @@ class ReplicaLink:
         stream = self._streams.pop(request_id, None)
         if stream is not None:
             self._outstanding_tokens -= _most_tokens(stream.request)
+            self._recent_tokens.add(stream.received_tokens, time.monotonic())
+            self._settle(stream)
         return stream
+
+    def _settle(self, stream: SequenceStream) -> None:
+        """Its prompt is computed, or never will be."""
+        self._prefill_tokens -= stream.prefill_tokens
+        stream.prefill_tokens = 0
+        if stream.index_ticket:
+            self._index.settle(stream.index_ticket)
+            stream.index_ticket = 0
 
     async def _send_commands(self) -> AsyncIterator[pb.ConnectRequest]:
         yield pb.ConnectRequest(hello=pb.Hello(ingress_id=self._ingress_id, epoch=self._epoch, protocol=PROTOCOL))
@@ -229,6 +203,7 @@ class ReplicaLink:
         call = stub.Connect(self._send_commands(), metadata=self._metadata)
         async for response in call:
             if response.HasField("welcome"):
+                self.tells_blocks = response.welcome.prefix_block_tokens == ROUTING_BLOCK_TOKENS
                 self.became_ready.set()
             self.price = Charge(response.price_accelerator_seconds, response.price_joules)
             began_s = time.monotonic()
@@ -244,15 +219,34 @@ class ReplicaLink:
         raise _StreamEnded
 
     async def _read_state(self, stub: pb_grpc.WorkerServiceStub) -> None:
-        call = stub.Watch(pb.WatchRequest(ingress_id=self._ingress_id), metadata=self._metadata)
-        updates = aiter(call)
         while True:
-            async with asyncio.timeout(SILENCE_S):
-                message = await anext(updates, None)
-            if message is None:
-                raise _StreamEnded
-            self.state = decode_state(message)
-            self.draining = message.draining
+            call = stub.Watch(pb.WatchRequest(ingress_id=self._ingress_id), metadata=self._metadata)
+            updates, heard, missed = aiter(call), 0, False
+            while not missed:
+                async with asyncio.timeout(SILENCE_S):
+                    message = await anext(updates, None)
+                if message is None:
+                    raise _StreamEnded
+                self.state, self.speed = decode_state(message), decode_speed(message)
+                if message.draining:
+                    self.became_draining.set()
+                self._reported_s = time.monotonic()
+                if message.block_event_sequence:
+                    heard += 1
+                    missed = message.block_event_sequence != heard
+                    self._hear_blocks(decode_blocks(message))
+                self._index.reported(self.record.replica_id)
+            # A new stream begins with a snapshot.
+            log.warning("replica %s: news of its blocks are missing", self.record.replica_id)
+            call.cancel()
+
+    def _hear_blocks(self, news: BlockNews) -> None:
+        replica_id = self.record.replica_id
+        if news.is_snapshot:
+            self._index.snapshot(replica_id, news.changes.stored)
+        else:
+            self._index.drop(replica_id, news.changes.dropped)
+            self._index.store(replica_id, news.changes.stored)
 
     def _deliver(self, message: pb.Output) -> None:
         stream = self._streams.get(message.request_id)
@@ -261,6 +255,9 @@ class ReplicaLink:
         output = decode_output(message)
         if output.is_last:
             self._forget(message.request_id)
+        elif stream.prefill_tokens:
+            self._settle(stream)
+            stream.forecast.on_first_token()
         stream.put(message.first_token, output)
 
 
@@ -295,23 +292,3 @@ def rest_s(busy_s: float) -> float:
 def dial_target(address: WorkerAddress) -> str:
     """The unix socket on the replica's own machine, its node address from elsewhere."""
     return f"unix:{address.unix_path}" if address.boot_id == machine_boot_id() else address.target
-
-
-def join_outputs(earlier: EngineOutput, later: EngineOutput) -> EngineOutput:
-    """Two outputs of one sequence as if one step had made them."""
-    first, second = earlier.tokens, later.tokens
-    tokens = TokenColumns(
-        ids=first.ids + second.ids,
-        logprobs=first.logprobs + second.logprobs,
-        top_k=max(first.top_k, second.top_k),
-        top_ids=first.top_ids + second.top_ids,
-        top_logprobs=first.top_logprobs + second.top_logprobs,
-    )
-    return replace(
-        later,
-        tokens=tokens,
-        cached_prompt_tokens=max(earlier.cached_prompt_tokens, later.cached_prompt_tokens),
-        queued_s=max(earlier.queued_s, later.queued_s),
-        prefill_s=max(earlier.prefill_s, later.prefill_s),
-        prompt=earlier.prompt or later.prompt,
-    )

@@ -11,11 +11,13 @@ from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
+from typing import TypeAlias
 
 from deployments.language import SAMPLE_CHARS, UNKNOWN, LanguageDetector
+from deployments.leases import Leases
 from deployments.metrics import Metrics
 from deployments.policies.language import LanguageMode, LanguagePolicy
-from deployments.policies.quota import Admit, Charges, Limit, MinuteQuota, QuotaSnapshot, Refuse, is_live
+from deployments.policies.quota import Admit, Charges, Limit, MinuteQuota, QuotaLimits, QuotaSnapshot, Refuse, is_live
 from deployments.tenant import Tenant
 from deployments.tenant_labels import TenantLabels
 from llama31.chat import ChatRequest, CompletionRequest, ResourceUse, Role
@@ -33,6 +35,8 @@ _ERRORS: dict[Limit, type[LimitReached]] = {
     "tokens": QuotaExceeded,
     "concurrency": ConcurrencyLimit,
 }
+
+_Decide: TypeAlias = Callable[[QuotaLimits, QuotaSnapshot], Admit | Refuse]
 
 
 @dataclass(slots=True)
@@ -71,12 +75,15 @@ class Tenancy:
         language_mode: LanguageMode = "off",
         show_tenant_names: bool = False,
         detector: LanguageDetector | None = None,
+        leases: Leases | None = None,
         now_s: Callable[[], float] = time.monotonic,
     ) -> None:
+        """Without `leases`, every limit is this process's own."""
         self._metrics = metrics
         self._salt_secret = salt_secret.encode()
         self._language_mode: LanguageMode = language_mode
         self._labels = TenantLabels(self._salt_secret, show_tenant_names)
+        self._leases = leases
         self._now_s = now_s
         self._quota = MinuteQuota()
         self._language = LanguagePolicy()
@@ -91,6 +98,12 @@ class Tenancy:
         if not tenant.name:
             return ""
         return hmac.new(self._salt_secret, tenant.name.encode(), hashlib.sha256).hexdigest()
+
+    async def prepare(self, tenant: Tenant, *, prompts: int = 0, tokens: int = 0) -> None:
+        """Sees to it that this ingress may hand out so much, if the tenant still has it; before `enter`, `reserve`."""
+        if self._leases is not None:
+            account = self._account(tenant)
+            await self._leases.prepare(tenant, lambda: account.snapshot(self._now_s()), prompts, tokens)
 
     def enter(self, tenant: Tenant) -> Visit:
         """Counts a request in; `Visit.leave` must follow. Raises: RateLimited, ConcurrencyLimit."""
@@ -108,11 +121,12 @@ class Tenancy:
 
     def reserve(self, tenant: Tenant, account: _Account, tokens: int, held_tokens: int) -> int:
         """Charges tokens; returns the second that they are charged to. Raises: QuotaExceeded."""
-        now_s = self._now_s()
-        decision = self._quota.admit_tokens(tenant.limits, account.snapshot(now_s), tokens, held_tokens)
-        self._check(tenant, decision, tokens + held_tokens)
-        second = math.floor(now_s)
-        account.charge(second, tokens=tokens)
+
+        def decide(limits: QuotaLimits, snapshot: QuotaSnapshot) -> Admit | Refuse:
+            return self._quota.admit_tokens(limits, snapshot, tokens, held_tokens)
+
+        second = self._check(tenant, account, decide, tokens + held_tokens)
+        self.charge(tenant, account, second, tokens=tokens)
         self._count(tenant, "admitted")
         return second
 
@@ -152,11 +166,20 @@ class Tenancy:
             raise LanguageRefused(_field(request), words)
         return (words,) if verdict == "warned" else ()
 
+    def charge(self, tenant: Tenant, account: _Account, second: int, requests: int = 0, tokens: int = 0) -> None:
+        """Hands out in this second, or takes back."""
+        account.charge(second, requests, tokens)
+        if self._leases is not None:
+            self._leases.spend(tenant, second, requests, tokens)
+
     def _enter(self, tenant: Tenant, prompts: int) -> list[Visit]:
-        account, now_s = self._account(tenant), self._now_s()
-        self._check(tenant, self._quota.admit_request(tenant.limits, account.snapshot(now_s), prompts), prompts)
-        second = math.floor(now_s)
-        account.charge(second, requests=prompts)
+        account = self._account(tenant)
+
+        def decide(limits: QuotaLimits, snapshot: QuotaSnapshot) -> Admit | Refuse:
+            return self._quota.admit_request(limits, snapshot, prompts)
+
+        second = self._check(tenant, account, decide, prompts)
+        self.charge(tenant, account, second, requests=prompts)
         account.running += prompts
         together: list[Visit] = []
         together.extend(Visit(self, tenant, account, second, together) for _ in range(prompts))
@@ -169,9 +192,17 @@ class Tenancy:
             self._accounts = busy
         return self._accounts.setdefault(tenant.name, _Account())
 
-    def _check(self, tenant: Tenant, decision: Admit | Refuse, wanted: int) -> None:
+    def _check(self, tenant: Tenant, account: _Account, decide: _Decide, wanted: int) -> int:
+        """By the tenant's whole limits first, then by what this ingress may hand out; returns the second to charge."""
+        now_s = self._now_s()
+        snapshot = account.snapshot(now_s)
+        decision = decide(tenant.limits, snapshot)
+        if self._leases is not None and isinstance(decision, Admit):
+            decision = decide(self._leases.limits(tenant, snapshot), snapshot)
+            if isinstance(decision, Refuse):
+                decision = Refuse(decision.limit, self._leases.retry_s(tenant, decision.limit))
         if isinstance(decision, Admit):
-            return
+            return math.floor(now_s)
         self._count(tenant, decision.limit)
         raise _ERRORS[decision.limit](_refusal(tenant, decision, wanted), decision.retry_after_s)
 
@@ -211,9 +242,10 @@ class Visit:
         self._is_over = True
         self._account.running -= 1
         if needs_replica and not used_tokens:
-            self._account.charge(self._entered_second, requests=-1)
+            self._tenancy.charge(self._tenant, self._account, self._entered_second, requests=-1)
         if self._reserved_tokens:
-            self._account.charge(self._reserved_second, tokens=used_tokens - self._reserved_tokens)
+            unused_tokens = self._reserved_tokens - used_tokens
+            self._tenancy.charge(self._tenant, self._account, self._reserved_second, tokens=-unused_tokens)
             self._tenancy.count_tokens(self._tenant, used_tokens)
 
 

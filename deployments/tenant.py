@@ -19,7 +19,7 @@ class Tenant:
     """One customer with its rights.
 
     `models` None: every model. `language` None: as the service is configured. The empty name is the
-    local tenant's, who is everybody where no keys are asked for.
+    local tenant's, who is everybody where no keys are asked for. Tenants share a full service by their `weight`.
     """
 
     name: str
@@ -28,6 +28,7 @@ class Tenant:
     permissions: frozenset[Permission] = frozenset()
     limits: QuotaLimits = UNLIMITED
     language: LanguageMode | None = None
+    weight: float = 1.0
 
     def may_use(self, model: str) -> bool:
         """Whether the model was granted. One that was not must look like one that does not exist."""

@@ -49,6 +49,7 @@ class TenantSection(Section):
     requests_per_minute: _Count | None = None
     tokens_per_minute: _Count | None = None
     concurrent_requests: _Count | None = None
+    weight: float = Field(default=1.0, ge=0.01, le=100, strict=False)
     permissions: list[Permission] = Field(default_factory=list)
     language: LanguageMode | None = None
 
@@ -60,6 +61,7 @@ class TenantSection(Section):
             priority=Priority[self.priority.upper()],
             permissions=frozenset(self.permissions),
             limits=QuotaLimits(self.requests_per_minute, self.tokens_per_minute, self.concurrent_requests),
+            weight=self.weight,
             language=self.language,
         )
 

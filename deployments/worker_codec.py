@@ -7,8 +7,8 @@ from collections.abc import Iterable, Iterator
 from deployments.constraint_codec import decode_constraint, encode_constraint
 from deployments.resource_codec import decode_resources, encode_resources
 from llama31.chat import FinishReason, TokenColumns
-from llama31.engine import EngineOutput, EngineRequest, EngineState, Limits, Sampling
-from llama31.errors import InvalidRequest, Unsupported
+from llama31.engine import EngineOutput, EngineRequest, Limits, Sampling
+from llama31.errors import InvalidRequest
 from llama31.v1 import common_pb2
 from llama31.worker.v1 import worker_service_pb2 as pb
 
@@ -21,6 +21,7 @@ def encode_submit(request: EngineRequest) -> pb.Submit:
     message = pb.Submit(
         request_id=request.request_id,
         prompt_token_ids=request.prompt_token_ids,
+        output_token_ids=request.output_token_ids,
         sampling=pb.Sampling(
             temperature=sampling.temperature,
             top_p=sampling.top_p,
@@ -53,9 +54,7 @@ def encode_submit(request: EngineRequest) -> pb.Submit:
 
 
 def decode_submit(message: pb.Submit) -> EngineRequest:
-    """The request of a Submit. Raises: Unsupported for what this replica cannot do."""
-    if message.output_token_ids:
-        raise Unsupported("output_token_ids", "this replica does not continue sequences")
+    """The request of a Submit."""
     sampling, limits = message.sampling, message.limits
     return EngineRequest(
         request_id=message.request_id,
@@ -82,6 +81,7 @@ def decode_submit(message: pb.Submit) -> EngineRequest:
         cache_salt=message.cache_salt,
         constraint=decode_constraint(message.constraint),
         prompt_top_logprobs=message.prompt_top_logprobs if message.prompt_logprobs else None,
+        output_token_ids=tuple(message.output_token_ids),
     )
 
 
@@ -152,39 +152,6 @@ def split_outputs(outputs: Iterable[pb.Output]) -> Iterator[list[pb.Output]]:
         size_bytes += output_bytes
     if batch:
         yield batch
-
-
-def encode_state(state: EngineState, sequence: int, ready: bool, draining: bool) -> pb.WatchResponse:
-    """The replica's counters for its Watch stream."""
-    return pb.WatchResponse(
-        sequence=sequence,
-        running=state.running,
-        waiting=state.waiting,
-        waiting_prompt_tokens=state.waiting_prompt_tokens,
-        kv_tokens_used=state.kv_tokens_used,
-        kv_tokens_total=state.kv_tokens_total,
-        steps_total=state.steps_total,
-        prompt_tokens_total=state.prompt_tokens_total,
-        output_tokens_total=state.output_tokens_total,
-        cached_prompt_tokens_total=state.cached_prompt_tokens_total,
-        ready=ready,
-        draining=draining,
-    )
-
-
-def decode_state(message: pb.WatchResponse) -> EngineState:
-    """The counters of a Watch message."""
-    return EngineState(
-        running=message.running,
-        waiting=message.waiting,
-        waiting_prompt_tokens=message.waiting_prompt_tokens,
-        kv_tokens_used=message.kv_tokens_used,
-        kv_tokens_total=message.kv_tokens_total,
-        steps_total=message.steps_total,
-        prompt_tokens_total=message.prompt_tokens_total,
-        output_tokens_total=message.output_tokens_total,
-        cached_prompt_tokens_total=message.cached_prompt_tokens_total,
-    )
 
 
 def _encode_columns(columns: TokenColumns) -> common_pb2.TokenColumns:

@@ -12,13 +12,17 @@ from typing import Any
 
 import grpc
 
+from cluster.policy import StepSpeed
+from deployments.block_feed import BlockFeed
 from deployments.directory import ReplicaRecord, WorkerAddress
 from deployments.policies.charging import Charge
 from deployments.tracing import SequenceSpan, Tracing
-from deployments.worker_codec import decode_submit, encode_output, encode_state, merge_outputs, split_outputs
+from deployments.worker_codec import decode_submit, encode_output, merge_outputs, split_outputs
+from deployments.worker_state import encode_state
 from llama31.chat import TokenColumns
 from llama31.engine import Engine, EngineOutput
-from llama31.errors import EngineFailed, Llama31Error
+from llama31.errors import Draining, EngineFailed, Llama31Error
+from llama31.prefix_blocks import ROUTING_BLOCK_TOKENS
 from llama31.worker.v1 import worker_service_pb2 as pb
 from llama31.worker.v1 import worker_service_pb2_grpc as pb_grpc
 
@@ -115,7 +119,11 @@ class WorkerServer(pb_grpc.WorkerServiceServicer):
         on_failure: Callable[[Exception], None],
         price: Callable[[], Charge] = Charge,
         tracing: Tracing | None = None,
+        speed: Callable[[], StepSpeed | None] = lambda: None,
     ) -> None:
+        self._feed = BlockFeed(engine.blocks())
+        self._tells_blocks = engine.blocks() is not None
+        self._speed = speed
         self._engine = engine
         self._price = price
         self._record = record
@@ -126,6 +134,7 @@ class WorkerServer(pb_grpc.WorkerServiceServicer):
         self._tracing = tracing
         self._spans: dict[str, SequenceSpan] = {}
         self._draining = False
+        self._failure: EngineFailed | None = None
         self._idle = asyncio.Event()
         self._idle.set()
         self._state_changed = asyncio.Event()
@@ -180,10 +189,10 @@ class WorkerServer(pb_grpc.WorkerServiceServicer):
     ) -> AsyncIterator[pb.WatchResponse]:
         """State now and every heartbeat, sooner when it matters."""
         sequence = 0
-        while True:
-            sequence += 1
-            ready = not self._draining
-            yield encode_state(self._engine.state(), sequence, ready=ready, draining=self._draining)
+        for told in self._feed.watch():
+            for news in told:
+                sequence += 1
+                yield encode_state(self._engine.state(), sequence, self._draining, self._speed(), news)
             self._state_changed.clear()
             with contextlib.suppress(TimeoutError):
                 async with asyncio.timeout(HEARTBEAT_S):
@@ -195,6 +204,7 @@ class WorkerServer(pb_grpc.WorkerServiceServicer):
             replica_id=record.replica_id,
             incarnation=record.incarnation,
             model=record.model,
+            prefix_block_tokens=ROUTING_BLOCK_TOKENS if self._tells_blocks else 0,
             heartbeat_ms=round(HEARTBEAT_S * 1000),
         )
 
@@ -233,7 +243,9 @@ class WorkerServer(pb_grpc.WorkerServiceServicer):
         span = self._tracing and self._tracing.sequence(message.trace, self._record.replica_id, message.attempt)
         try:
             if self._draining:
-                raise EngineFailed("this replica is draining")
+                raise Draining
+            if self._failure is not None:
+                raise self._failure
             self._engine.submit(decode_submit(message))
         except Llama31Error as error:
             if span:
@@ -242,7 +254,7 @@ class WorkerServer(pb_grpc.WorkerServiceServicer):
             peer.push_message(pb.Output(request_id=request_id, attempt=message.attempt, refusal=refusal))
             return
         peer.attempts[request_id] = message.attempt
-        peer.emitted[request_id] = 0
+        peer.emitted[request_id] = len(message.output_token_ids)
         if span:
             self._spans[request_id] = span
         self._owner[request_id] = peer
@@ -280,6 +292,7 @@ class WorkerServer(pb_grpc.WorkerServiceServicer):
                 for output in await self._engine.next_step():
                     self._deliver(output)
         except EngineFailed as error:
+            self._failure = error
             for request_id in list(self._owner):
                 self._deliver(EngineOutput(request_id, TokenColumns(), error=str(error)))
             self._on_failure(error)

@@ -11,6 +11,7 @@ from dataclasses import dataclass, field
 from types import MappingProxyType
 from typing import Protocol
 
+from llama31.block_table import BlockTable
 from llama31.chat import Constraint, FinishReason, ResourceUse, TokenColumns
 
 
@@ -43,7 +44,8 @@ class Limits:
 class EngineRequest:
     """One sequence. `top_logprobs` None: no log-probabilities; 0: of the chosen token only.
 
-    `prompt_top_logprobs` asks the same for the tokens of the prompt.
+    `prompt_top_logprobs` asks the same for the tokens of the prompt. `output_token_ids` were emitted by other
+    replicas: the sequence goes on after them. They count as its output in every way, but do not come again.
     """
 
     request_id: str
@@ -55,6 +57,7 @@ class EngineRequest:
     cache_salt: str = ""
     constraint: Constraint | None = None
     prompt_top_logprobs: int | None = None
+    output_token_ids: Sequence[int] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -114,7 +117,8 @@ class EngineState:
     """The engine's own counters. `steps_total` counts scheduler steps since the start.
 
     Of `prefix_query_tokens_total` prompt tokens, `cached_prompt_tokens_total` were in the prefix cache;
-    `computed_prompt_tokens_total` went through the model.
+    `computed_prompt_tokens_total` went through the model. `prefill_tokens` of prompts are neither computed yet nor,
+    as far as is known, in the prefix cache: those that wait, and what is left of those in work.
     """
 
     running: int = 0
@@ -128,6 +132,17 @@ class EngineState:
     cached_prompt_tokens_total: int = 0
     prefix_query_tokens_total: int = 0
     computed_prompt_tokens_total: int = 0
+    prefill_tokens: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class MeasuredStep:
+    """One step that followed another without a pause: what it computed, and how long after that one it ended."""
+
+    seconds: float
+    prefill_tokens: int
+    running: int
+    context_tokens: int
 
 
 class Engine(Protocol):
@@ -147,6 +162,12 @@ class Engine(Protocol):
 
     def state(self) -> EngineState:
         """The engine's counters now; never blocks."""
+
+    def blocks(self) -> BlockTable | None:
+        """What its prefix cache holds; None before `start` and for engines that do not tell."""
+
+    def take_steps(self) -> tuple[MeasuredStep, ...]:
+        """The latest steps since the last call, oldest first; none from engines that do not measure."""
 
     def ranks(self) -> tuple[RankReport, ...]:
         """Where every rank runs; empty before `start` and for engines without ranks."""

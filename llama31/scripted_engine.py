@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import asyncio
+from collections import OrderedDict
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
+from llama31.block_table import BlockTable
 from llama31.chat import FinishReason, TokenColumns
-from llama31.engine import EngineOutput, EngineRequest, EngineState, RankReport, RankVitals
+from llama31.engine import EngineOutput, EngineRequest, EngineState, MeasuredStep, RankReport, RankVitals
 from llama31.errors import DuplicateRequest, EngineFailed
+from llama31.prefix_blocks import block_hashes
 
 
 def echo(request: EngineRequest) -> Sequence[int]:
@@ -18,14 +21,50 @@ def echo(request: EngineRequest) -> Sequence[int]:
 
 @dataclass(frozen=True, slots=True)
 class Script:
-    """What the engine plays. `fail_at_step` raises as a dying engine would, after that many steps."""
+    """What the engine plays. `fail_at_step` raises as a dying engine would, after that many steps.
+
+    With `prefix_cache_tokens` prompts are found again, and the least recently used ones dropped; cached or not,
+    a prompt takes no time.
+    """
 
     answer: Callable[[EngineRequest], Sequence[int]] = echo
     step_s: float = 0.0
     load_s: float = 0.0
     max_running: int = 256
     kv_tokens_total: int = 1 << 20
+    prefix_cache_tokens: int = 0
     fail_at_step: int | None = None
+
+
+# As vLLM's.
+CACHE_BLOCK_TOKENS = 16
+
+
+class PromptCache:
+    """Which prompts would be found again: whole blocks, the least recently used are dropped, ends first."""
+
+    def __init__(self, capacity_tokens: int) -> None:
+        self._capacity_blocks = capacity_tokens // CACHE_BLOCK_TOKENS
+        self._recent: OrderedDict[int, None] = OrderedDict()
+        self.table = BlockTable(CACHE_BLOCK_TOKENS)
+
+    def use(self, request: EngineRequest) -> int:
+        """Tokens of the prompt that were there; the last one is always computed. All of it is there from now on."""
+        ids = request.prompt_token_ids
+        keys = block_hashes(ids, request.cache_salt, CACHE_BLOCK_TOKENS)[: self._capacity_blocks]
+        found = next((index for index, key in enumerate(keys) if key not in self._recent), len(keys))
+        new = keys[found:]
+        # One at a time: a later block of a broken chain may be there still.
+        for index, key in enumerate(new, found):
+            if key not in self._recent:
+                part = ids[index * CACHE_BLOCK_TOKENS : (index + 1) * CACHE_BLOCK_TOKENS]
+                self.table.store([key], keys[index - 1] if index else None, part, request.cache_salt)
+        for key in reversed(keys):
+            self._recent[key] = None
+            self._recent.move_to_end(key)
+        while len(self._recent) > self._capacity_blocks:
+            self.table.remove([self._recent.popitem(last=False)[0]])
+        return min(found * CACHE_BLOCK_TOKENS, len(ids) - 1)
 
 
 @dataclass(slots=True)
@@ -33,6 +72,7 @@ class _Sequence:
     request: EngineRequest
     answer: Sequence[int]
     emitted: int = 0
+    cached_tokens: int = 0
 
 
 class ScriptedEngine:
@@ -48,6 +88,8 @@ class ScriptedEngine:
         self._steps_total = 0
         self._prompt_tokens_total = 0
         self._output_tokens_total = 0
+        self._cached_tokens_total = 0
+        self._cache = PromptCache(self._script.prefix_cache_tokens) if self._script.prefix_cache_tokens else None
 
     async def start(self) -> None:
         """Takes the scripted loading time."""
@@ -57,7 +99,8 @@ class ScriptedEngine:
         """Queues a sequence."""
         if request.request_id in self._waiting or request.request_id in self._running:
             raise DuplicateRequest(request.request_id)
-        self._waiting[request.request_id] = _Sequence(request, self._script.answer(request))
+        emitted = len(request.output_token_ids)
+        self._waiting[request.request_id] = _Sequence(request, self._script.answer(request), emitted)
         self._work.set()
 
     def cancel(self, request_id: str) -> None:
@@ -82,18 +125,30 @@ class ScriptedEngine:
 
     def state(self) -> EngineState:
         """Counters of the script."""
+        waiting_tokens = sum(len(s.request.prompt_token_ids) for s in self._waiting.values())
         held = sum(len(s.request.prompt_token_ids) + s.emitted for s in self._running.values())
         return EngineState(
             running=len(self._running),
             waiting=len(self._waiting),
-            waiting_prompt_tokens=sum(len(s.request.prompt_token_ids) for s in self._waiting.values()),
+            waiting_prompt_tokens=waiting_tokens,
+            prefill_tokens=waiting_tokens,
             kv_tokens_used=held,
             kv_tokens_total=self._script.kv_tokens_total,
             steps_total=self._steps_total,
             prompt_tokens_total=self._prompt_tokens_total,
-            computed_prompt_tokens_total=self._prompt_tokens_total,
+            prefix_query_tokens_total=self._prompt_tokens_total if self._cache else 0,
+            cached_prompt_tokens_total=self._cached_tokens_total,
+            computed_prompt_tokens_total=self._prompt_tokens_total - self._cached_tokens_total,
             output_tokens_total=self._output_tokens_total,
         )
+
+    def blocks(self) -> BlockTable | None:
+        """Of the scripted cache."""
+        return self._cache.table if self._cache else None
+
+    def take_steps(self) -> tuple[MeasuredStep, ...]:
+        """The pace of a script says nothing."""
+        return ()
 
     def ranks(self) -> tuple[RankReport, ...]:
         """A script has no ranks."""
@@ -118,8 +173,11 @@ class ScriptedEngine:
         for request_id in list(self._waiting):
             if len(self._running) >= self._script.max_running:
                 break
-            self._running[request_id] = self._waiting.pop(request_id)
-            self._prompt_tokens_total += len(self._running[request_id].request.prompt_token_ids)
+            sequence = self._running[request_id] = self._waiting.pop(request_id)
+            self._prompt_tokens_total += len(sequence.request.prompt_token_ids)
+            if self._cache is not None:
+                sequence.cached_tokens = self._cache.use(sequence.request)
+                self._cached_tokens_total += sequence.cached_tokens
         self._steps_total += 1
         outputs = [self._advance(sequence) for sequence in self._running.values()]
         for output in outputs:
@@ -140,7 +198,8 @@ class ScriptedEngine:
         if sequence.request.top_logprobs is not None:
             columns = TokenColumns(ids=tuple(token), logprobs=(0.0,) * len(token))
         prompt = _scored_prompt(sequence.request) if sequence.emitted == 1 else None
-        return EngineOutput(sequence.request.request_id, columns, finish, prompt=prompt)
+        cached = sequence.cached_tokens
+        return EngineOutput(sequence.request.request_id, columns, finish, cached, prompt=prompt)
 
 
 def _scored_prompt(request: EngineRequest) -> TokenColumns | None:

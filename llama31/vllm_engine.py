@@ -10,14 +10,19 @@ import logging
 import secrets
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from llama31.block_table import BlockTable
 from llama31.chat import FinishReason, TokenColumns
-from llama31.engine import EngineOutput, EngineRequest, EngineState, RankReport, RankVitals
+from llama31.engine import EngineOutput, EngineRequest, EngineState, MeasuredStep, RankReport, RankVitals
 from llama31.errors import DuplicateRequest, EngineFailed
 from llama31.parallel import ParallelPlan
+from llama31.prefill_work import PrefillWork
+from llama31.prefix_blocks import ROUTING_BLOCK_TOKENS
 from llama31.rank_link import RankLinkAddress, RankListener, RankPhase
+from llama31.vllm_blocks import VllmBlocks, events_config
 from llama31.vllm_requests import output_columns, prompt_columns, refusal_text, sampling_params
 
 if TYPE_CHECKING:
@@ -58,6 +63,13 @@ class VllmSettings:
     prefix_caching: bool = True
     # Under which name vLLM's own metrics count; empty: the checkpoint's path.
     name: str = ""
+    # For vLLM's block events; None: there are none.
+    socket_dir: Path | None = None
+
+    @property
+    def tells_blocks(self) -> bool:
+        """Whether there will be block events."""
+        return self.prefix_caching and self.socket_dir is not None
 
 
 def engine_arguments(settings: VllmSettings) -> dict[str, Any]:
@@ -92,6 +104,8 @@ def engine_arguments(settings: VllmSettings) -> dict[str, Any]:
         "max_logprobs": 20,
         # vLLM 0.32 calls fbgemm_fp8 deprecated; it is what Meta's own FP8 checkpoint of the 405B is in.
         "allow_deprecated_quantization": True,
+        # What each step computed comes with its counters.
+        "enable_logging_iteration_details": True,
     }
 
 
@@ -102,8 +116,15 @@ def build_config(
     from vllm.engine.arg_utils import AsyncEngineArgs
     from vllm.usage.usage_lib import UsageContext
 
-    config = AsyncEngineArgs(**engine_arguments(settings)).create_engine_config(UsageContext.ENGINE_CONTEXT)
+    from llama31 import vllm_continuation
+
+    arguments = engine_arguments(settings)
+    if settings.tells_blocks:
+        assert settings.socket_dir is not None
+        arguments["kv_events_config"] = events_config(settings.socket_dir)
+    config = AsyncEngineArgs(**arguments).create_engine_config(UsageContext.ENGINE_CONTEXT)
     config.parallel_config.placement_group = group
+    config.scheduler_config.scheduler_cls = vllm_continuation.scheduler_for(config)
     if link is not None:
         config.additional_config["llama31_rank_link"] = asdict(link)
     return config
@@ -132,6 +153,8 @@ class VllmEngine:
         self._failure: EngineFailed | None = None
         self._state = EngineState()
         self._busy_since_s = 0.0
+        self._blocks: VllmBlocks | None = None
+        self._work = PrefillWork()
 
     async def start(self) -> None:
         """Builds the engine; vLLM loads in a thread so that ranks can report meanwhile."""
@@ -143,8 +166,11 @@ class VllmEngine:
             raise EngineFailed(f"vLLM did not start: {_first_line(error)}") from error
         if self._failure is not None:
             raise self._failure
-        blocks = config.cache_config.num_gpu_blocks or 0
-        self._state = replace(self._state, kv_tokens_total=blocks * config.cache_config.block_size)
+        blocks, block_tokens = config.cache_config.num_gpu_blocks or 0, config.cache_config.block_size
+        self._state = replace(self._state, kv_tokens_total=blocks * block_tokens)
+        if self._settings.tells_blocks and ROUTING_BLOCK_TOKENS % block_tokens == 0:
+            assert self._settings.socket_dir is not None
+            self._blocks = VllmBlocks(self._settings.socket_dir, block_tokens)
 
     def submit(self, request: EngineRequest) -> None:
         """Hands one sequence to AsyncLLM."""
@@ -152,7 +178,11 @@ class VllmEngine:
             raise DuplicateRequest(request.request_id)
         if not self._pumps:
             self._busy_since_s = asyncio.get_running_loop().time()
-        self._prompt_tokens[request.request_id] = len(request.prompt_token_ids)
+            self._work.wake()
+        prompt_tokens = len(request.prompt_token_ids)
+        self._prompt_tokens[request.request_id] = prompt_tokens
+        cached = self._blocks.table.cached_tokens(request.prompt_token_ids, request.cache_salt) if self._blocks else 0
+        self._work.begin(request.request_id, prompt_tokens - cached)
         self._pumps[request.request_id] = asyncio.create_task(self._pump(request))
 
     def cancel(self, request_id: str) -> None:
@@ -173,7 +203,16 @@ class VllmEngine:
         """vLLM's counters of its last step; an engine without requests holds no KV."""
         if not self._pumps:
             return replace(self._state, running=0, waiting=0, waiting_prompt_tokens=0, kv_tokens_used=0)
-        return replace(self._state, waiting_prompt_tokens=self._waiting_prompt_tokens())
+        waiting_tokens = self._waiting_prompt_tokens()
+        return replace(self._state, waiting_prompt_tokens=waiting_tokens, prefill_tokens=self._work.left_tokens)
+
+    def blocks(self) -> BlockTable | None:
+        """By vLLM's events."""
+        return self._blocks.table if self._blocks else None
+
+    def take_steps(self) -> tuple[MeasuredStep, ...]:
+        """As vLLM's steps came out."""
+        return self._work.take_steps()
 
     def ranks(self) -> tuple[RankReport, ...]:
         """What the connected ranks reported."""
@@ -186,6 +225,8 @@ class VllmEngine:
     async def close(self) -> None:
         """Ends every request, EngineCore and the rank actors."""
         await self._listener.close()
+        if self._blocks is not None:
+            self._blocks.close()
         for pump in tuple(self._pumps.values()):
             pump.cancel()
         await asyncio.gather(*self._pumps.values(), return_exceptions=True)
@@ -213,7 +254,9 @@ class VllmEngine:
 
         # The constructor blocks until the ranks have loaded; its output handler starts with the
         # first request, so that building it in a thread binds nothing to that thread.
-        return await asyncio.to_thread(AsyncLLM.from_vllm_config, config, stat_loggers=[StepCounters])
+        # vLLM's own log would have a line for every step; its metrics stay.
+        make = partial(AsyncLLM.from_vllm_config, config, stat_loggers=[StepCounters], disable_log_stats=True)
+        return await asyncio.to_thread(make)
 
     async def _pump(self, request: EngineRequest) -> None:
         """Moves one sequence's outputs into the batch; always ends with one last output."""
@@ -247,6 +290,7 @@ class VllmEngine:
                 last = EngineOutput(request_id, TokenColumns(), refusal=refusal)
         finally:
             del self._pumps[request_id], self._prompt_tokens[request_id]
+            self._work.end(request_id)
             self._emit(last)
 
     def _emit(self, output: EngineOutput) -> None:
@@ -257,6 +301,8 @@ class VllmEngine:
         piece = output.outputs[0]
         finish = FINISH_REASONS.get(piece.finish_reason) if piece.finish_reason else None
         metrics = output.metrics
+        if piece.token_ids:
+            self._work.end(request.request_id)
         return EngineOutput(
             request_id=request.request_id,
             tokens=output_columns(request, piece),
@@ -284,6 +330,9 @@ class VllmEngine:
                 cached_prompt_tokens_total=state.cached_prompt_tokens_total + scheduler.prefix_cache_stats.hits,
                 prefix_query_tokens_total=state.prefix_query_tokens_total + scheduler.prefix_cache_stats.queries,
             )
+            if (step := scheduler.iteration_details) is not None:
+                now_s, decodes = asyncio.get_running_loop().time(), step.num_generation_requests
+                self._work.count_step(now_s, step.num_ctx_tokens, decodes, state.kv_tokens_used)
         if iteration is not None:
             state = replace(
                 state,

@@ -17,6 +17,8 @@ def sampling_params(request: EngineRequest) -> SamplingParams:
     from vllm import SamplingParams
     from vllm.sampling_params import RequestOutputKind
 
+    from llama31.vllm_continuation import EMITTED
+
     sampling, limits = request.sampling, request.limits
     return SamplingParams(
         temperature=sampling.temperature,
@@ -37,6 +39,7 @@ def sampling_params(request: EngineRequest) -> SamplingParams:
         detokenize=False,
         output_kind=RequestOutputKind.DELTA,
         structured_outputs=_structured_outputs(request.constraint),
+        extra_args={EMITTED: list(request.output_token_ids)} if request.output_token_ids else None,
     )
 
 

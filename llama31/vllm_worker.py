@@ -17,6 +17,8 @@ from vllm.v1.worker.gpu_worker import Worker as GpuWorker
 
 from llama31.engine import RankReport
 from llama31.rank_link import RankBeacon, RankLinkAddress
+from llama31.vllm_continuation import teach_runner
+from llama31.vllm_rdma import warn_of_locked_memory
 
 CONFIG_KEY = "llama31_rank_link"
 
@@ -65,7 +67,10 @@ class CudaRank(GpuWorker):
     def init_device(self) -> None:
         """Reports before the first slow thing happens."""
         self._beacon = _open_beacon(self.vllm_config, self.rank, self.local_rank)
+        warn_of_locked_memory()
         super().init_device()
+        if not self.use_v2_model_runner:
+            teach_runner(self.model_runner)
         self._beacon.start_pulse(_board_counter(self.device))
 
     def load_model(self, *args: Any, **kwargs: Any) -> None:
@@ -93,6 +98,7 @@ class CpuRank(CPUWorker):
         """Reports before the first slow thing happens."""
         self._beacon = _open_beacon(self.vllm_config, self.rank, self.local_rank)
         super().init_device()
+        teach_runner(self.model_runner)
         self._beacon.start_pulse(lambda: None)
 
     def load_model(self, *args: Any, **kwargs: Any) -> None:

@@ -34,7 +34,8 @@ PURE_FILES = (
 )
 IMPURE_STDLIB = {"time", "random", "os", "socket", "logging", "asyncio", "threading", "subprocess"}
 PURE_CLUSTER = {"cluster.policy", "cluster.placement", "cluster.topology"}
-PURE_LLAMA31 = {"llama31." + name for name in ("errors", "specs", "parallel", "memory", "chat", "engine")}
+_PURE_NAMES = ("errors", "specs", "parallel", "memory", "chat", "engine", "prefix_blocks", "block_table")
+PURE_LLAMA31 = {"llama31." + name for name in _PURE_NAMES}
 
 # Third-party module -> the only files of our packages that may import it.
 CONFINED = {

@@ -20,26 +20,21 @@ from cluster.rank_shapes import all_gemms, all_heads
 SOURCE = "ai-dynamo/aiconfigurator 095f58a51c4ca8e61b66ec108d86f223f8d559ce (2026-08-21), Apache-2.0"
 VIDUR = "microsoft/vidur data/profiling/network/h100_dgx, MIT"
 
+# The matrices of 1.2.0rc5 were measured at few sizes on H200; both GPUs have the same version.
+TRT_GEMM, TRT = "trtllm/1.3.0rc10", "trtllm/1.2.0rc5"
 # Output name: GPU, system folder, folders of gemm, attention, all-reduce, NCCL.
 TABLES = {
     "h100_vllm": ("H100-80GB", "h100_sxm", "vllm/0.24.0", "vllm/0.24.0", "vllm/0.24.0", "nccl/2.29.2"),
-    "h100_tensorrt": ("H100-80GB", "h100_sxm", "trtllm/1.2.0rc5", "trtllm/1.2.0rc5", "trtllm/1.2.0rc5", "nccl/2.29.2"),
+    "h100_tensorrt": ("H100-80GB", "h100_sxm", TRT_GEMM, TRT, TRT, "nccl/2.29.2"),
     "h200_vllm": ("H200-141GB", "h200_sxm", "vllm/0.24.0", "vllm/0.24.0", "vllm/0.24.0", "nccl/2.29.2"),
-    "h200_tensorrt": (
-        "H200-141GB",
-        "h200_sxm",
-        "trtllm/1.3.0rc10",
-        "trtllm/1.2.0rc5",
-        "trtllm/1.2.0rc5",
-        "nccl/2.29.2",
-    ),
+    "h200_tensorrt": ("H200-141GB", "h200_sxm", TRT_GEMM, TRT, TRT, "nccl/2.29.2"),
     "a100_vllm": ("A100-80GB", "a100_sxm", "trtllm/1.0.0", "vllm/0.14.0", "vllm/0.14.0", "nccl/2.27.3"),
 }
 
 
 def read_parquet(path: Path) -> list[dict[str, Any]]:
     """All rows."""
-    import pyarrow.parquet
+    import pyarrow.parquet  # type: ignore[import-not-found]
 
     rows: list[dict[str, Any]] = pyarrow.parquet.read_table(path).to_pylist()
     return rows

@@ -27,7 +27,7 @@ class CompleteMany:
         def begin(message: bytes, call: Call) -> _Prompt:
             return _Prompt(self._gateway, proto_codec.decode_complete_many(message), call, in_flight)
 
-        with self._gateway.hold(rpc.call):
+        async with self._gateway.hold(rpc.call):
             await answer_items(requests, rpc, begin, self._draining)
 
 

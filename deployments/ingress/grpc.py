@@ -289,7 +289,7 @@ class _Models:
         return proto_answers.encode_get_model(find_model(self._gateway, rpc.call.tenant, name))
 
     async def tokenize(self, request: bytes, rpc: Rpc) -> bytes:
-        with self._gateway.visit(rpc.call.tenant):
+        async with self._gateway.visit(rpc.call.tenant):
             model, text, add_special_tokens = await decoded(proto_codec.decode_tokenize, request)
             self._check_grant(model, rpc)
 
@@ -300,7 +300,7 @@ class _Models:
             return await asyncio.to_thread(encode)
 
     async def detokenize(self, request: bytes, rpc: Rpc) -> bytes:
-        with self._gateway.visit(rpc.call.tenant):
+        async with self._gateway.visit(rpc.call.tenant):
             model, ids = await decoded(proto_codec.decode_detokenize, request)
             self._check_grant(model, rpc)
 

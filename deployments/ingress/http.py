@@ -301,7 +301,7 @@ class HttpIngress:
         self._check_stays()
         tenant = exchange.call(self._authenticate).tenant
         body = await exchange.body()
-        with self._gateway.visit(tenant):
+        async with self._gateway.visit(tenant):
             name, text, special = await decoded(openai_codec.decode_tokenize, body)
             model = self._find(name, tenant)
 
@@ -317,7 +317,7 @@ class HttpIngress:
         self._check_stays()
         tenant = exchange.call(self._authenticate).tenant
         body = await exchange.body()
-        with self._gateway.visit(tenant):
+        async with self._gateway.visit(tenant):
             name, ids = await decoded(openai_codec.decode_detokenize, body)
             model = self._find(name, tenant)
 

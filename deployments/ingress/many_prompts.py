@@ -28,10 +28,12 @@ async def complete_all(
             async for event in events:
                 yield event
         return
-    with gateway.hold(call, len(requests)) as parts:
-        async with aclosing(_side_by_side(complete, requests, parts, call.request_id)) as events:
-            async for event in events:
-                yield event
+    async with (
+        gateway.hold(call, len(requests)) as parts,
+        aclosing(_side_by_side(complete, requests, parts, call.request_id)) as events,
+    ):
+        async for event in events:
+            yield event
 
 
 async def _side_by_side(

@@ -70,7 +70,7 @@ class InferenceService:
         def begin(data: bytes, call: Call) -> _StreamedRequest:
             return _StreamedRequest(self._gateway, oip_codec.parse_infer(data), call)
 
-        with self._gateway.hold(rpc.call):
+        async with self._gateway.hold(rpc.call):
             await answer_items(requests, rpc, begin, self._draining)
 
     def _can_answer(self, model: ModelStatus) -> bool:

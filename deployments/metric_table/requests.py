@@ -73,8 +73,18 @@ ROWS = (
         "counter",
         ("model", "cause"),
         "sequences",
-        "Sequences that lost their replica, by cause: connection_lost, closed, silent, gap, engine_failed.",
+        "Times that a sequence lost its replica, by cause: connection_lost, closed, silent, gap, engine_failed, "
+        "draining. It goes on elsewhere, unless requests_total counts STREAM_INTERRUPTED.",
         "engine_failed: read the replica's log. silent or connection_lost: look at its node and network.",
+    ),
+    Metric(
+        "llama31_continuation_gap_seconds",
+        "histogram",
+        ("model",),
+        "seconds",
+        "From the last token of a lost replica to the first one of the replica that took the sequence over.",
+        "High: no other replica was ready (replicas ready, cold start), or those left are full.",
+        _LATENCY_BUCKETS_S,
     ),
     Metric(
         "llama31_tenant_requests_total",

@@ -16,8 +16,8 @@ Need = Literal["", "gpu", "vllm"]
 # A quarter of the width.
 NARROW, MEDIUM, WIDE = 6, 8, 12
 
-# Each ingress tells of its whole cluster; on Kubernetes there are two during an upgrade.
-GPUS_USED = 'sum(max by (ray_io_cluster) (llama31_gpus{state="used"}))'
+# Each ingress tells of its whole cluster; on Kubernetes a release has two during an upgrade.
+GPUS_USED = 'sum(max by (release, ray_io_cluster) (llama31_gpus{state="used"}))'
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,10 +51,11 @@ class Row:
 
 @dataclass(frozen=True, slots=True)
 class Choice:
-    """A variable of a board, with the values of one label."""
+    """A variable of a board, with the values of one label. `everything` matches them all, as a regular expression."""
 
     name: str
     series: str
+    everything: str = ".+"
 
 
 @dataclass(frozen=True, slots=True)

@@ -17,7 +17,6 @@ from deployments.observe.prometheus import SCRAPE_EVERY_S, Prometheus, Series
 POINTS = 120
 # Grafana's own rule: four scrapes.
 RATE_INTERVAL_S = 4 * SCRAPE_EVERY_S
-ALL = ".+"
 # A stat shows the last value that there was, as in Grafana.
 OVER_TIME = ("lines", "areas", "stat")
 
@@ -56,7 +55,7 @@ class Drawn:
 def default_view(board: Board, span_s: float) -> View:
     """Everything, at the default prices."""
     entries = {entry.name: entry.default for entry in board.entries}
-    return View(span_s, {choice.name: ALL for choice in board.choices} | entries)
+    return View(span_s, {choice.name: choice.everything for choice in board.choices} | entries)
 
 
 async def draw(prometheus: Prometheus, panel: Panel, view: View) -> Drawn:

@@ -33,7 +33,7 @@ NOW = Row(
             "Requests that fail",
             "Share of requests that failed through the service, in five minutes.",
             "percentunit",
-            "max(model:llama31_faults:ratio_rate5m)",
+            "max(release_model:llama31_faults:ratio_rate5m)",
         ),
         _stat("First token", "p95 of the time to the first token.", "s", quantile(0.95, "llama31_ttft_seconds")),
         _stat("GPUs used", "Of those that the cluster has.", "short", GPUS_USED),
@@ -73,10 +73,13 @@ FLEET = Board(
                     "How many times faster than agreed: at 1 the month's budget lasts the month.",
                     "short",
                     (
-                        Query(f"model:llama31_faults:ratio_rate1h / {FAULT_BUDGET}", "{{model}} failed, 1 h"),
                         Query(
-                            f"model:llama31_slow_starts:ratio_rate1h / {SLOW_START_BUDGET}",
-                            "{{model}} late first token, 1 h",
+                            f"release_model:llama31_faults:ratio_rate1h / {FAULT_BUDGET}",
+                            "{{release}} {{model}} failed, 1 h",
+                        ),
+                        Query(
+                            f"release_model:llama31_slow_starts:ratio_rate1h / {SLOW_START_BUDGET}",
+                            "{{release}} {{model}} late first token, 1 h",
                         ),
                     ),
                 ),
@@ -98,6 +101,56 @@ FLEET = Board(
                     "s",
                     quantiles("llama31_queue_wait_seconds"),
                 ),
+                Panel(
+                    "Routing",
+                    "Sequences by why their replica was chosen; docs/metrics.md explains each reason.",
+                    "reqps",
+                    (Query(rate("llama31_routes_total", "reason"), "{{reason}}"),),
+                    "areas",
+                ),
+                Panel(
+                    "First token, real to predicted",
+                    "Median and p95 of the time to the first token divided by the router's prediction.",
+                    "short",
+                    (
+                        Query(quantile(0.5, "llama31_ttft_real_to_predicted"), "median"),
+                        Query(quantile(0.95, "llama31_ttft_real_to_predicted"), "p95"),
+                    ),
+                ),
+            ),
+        ),
+        Row(
+            "Admission",
+            (
+                Panel(
+                    "Waiting for room",
+                    "Requests at the ingresses, by priority; they wait there, where tenants get their shares.",
+                    "short",
+                    (Query("sum by (priority) (llama31_admission_waiting)", "{{priority}}"),),
+                    "areas",
+                ),
+                Panel(
+                    "Wait for room",
+                    "p95 of those that were let in, by priority.",
+                    "s",
+                    (Query(quantile(0.95, "llama31_admission_wait_seconds", by="priority"), "{{priority}}"),),
+                ),
+                Panel(
+                    "Early refusals",
+                    "Requests that no engine was given, by reason; docs/admission.md explains each.",
+                    "reqps",
+                    (Query(f"{rate('llama31_admission_refused_total', 'reason')} or vector(0)", "{{reason}}"),),
+                ),
+                Panel(
+                    "Room leased",
+                    "Share of the fleet's room that the ingresses may fill together, and the least of those that "
+                    "reach the ledger (0: one does not).",
+                    "short",
+                    (
+                        Query("sum by (release, model) (llama31_room_share)", "{{release}} {{model}} leased"),
+                        Query("min by (release, model) (llama31_ledger_answers)", "{{release}} {{model}} ledger"),
+                    ),
+                ),
             ),
         ),
         Row(
@@ -108,8 +161,8 @@ FLEET = Board(
                     "By model; more are wanted than ready: some start, or find no GPUs.",
                     "short",
                     (
-                        Query("sum by (model) (llama31_replica_ready)", "{{model}} ready"),
-                        Query("max by (model) (llama31_replicas_wanted)", "{{model}} wanted"),
+                        Query("sum by (release, model) (llama31_replica_ready)", "{{release}} {{model}} ready"),
+                        Query("max by (release, model) (llama31_replicas_wanted)", "{{release}} {{model}} wanted"),
                     ),
                 ),
                 Panel(
@@ -131,14 +184,29 @@ FLEET = Board(
                     "GPUs",
                     "Of all Ray clusters; logical ones on a stand-in.",
                     "short",
-                    (Query("sum by (state) (max by (state, ray_io_cluster) (llama31_gpus))", "{{state}}"),),
+                    (Query("sum by (state) (max by (state, release, ray_io_cluster) (llama31_gpus))", "{{state}}"),),
                     "areas",
+                ),
+                Panel(
+                    "Autoscaler",
+                    "Replicas: what arrives in replicas' worth of work, wanted, and asked for within bounds and room.",
+                    "short",
+                    (
+                        Query("max by (model) (llama31_autoscaler_load)", "{{model}} load"),
+                        Query("max by (model) (llama31_autoscaler_wanted)", "{{model}} wanted"),
+                        Query("max by (model) (llama31_autoscaler_target)", "{{model}} target"),
+                    ),
                 ),
                 Panel(
                     "Placement pending",
                     "Replicas that wait for GPUs, and why.",
                     "short",
-                    (Query("max by (model, reason) (llama31_placement_pending) or vector(0)", "{{model}} {{reason}}"),),
+                    (
+                        Query(
+                            "max by (release, model, reason) (llama31_placement_pending) or vector(0)",
+                            "{{release}} {{model}} {{reason}}",
+                        ),
+                    ),
                 ),
                 Panel(
                     "Interrupted streams",
@@ -167,7 +235,12 @@ FLEET = Board(
                     "Certificates",
                     "Time until they expire.",
                     "s",
-                    (Query("min by (file) (llama31_certificate_expiry_timestamp_seconds) - time()", "{{file}}"),),
+                    (
+                        Query(
+                            "min by (release, file) (llama31_certificate_expiry_timestamp_seconds) - time()",
+                            "{{release}} {{file}}",
+                        ),
+                    ),
                 ),
                 Panel(
                     "Draining ingresses",

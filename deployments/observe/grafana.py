@@ -75,7 +75,7 @@ def _choice(choice: Choice) -> dashboard.QueryVariable:
         .sort(VariableSort.ALPHABETICAL_ASC)
         .multi(True)
         .include_all(True)
-        .all_value(".+")
+        .all_value(choice.everything)
         .current(VariableOption(True, ["All"], ["$__all"]))
     )
 

@@ -45,7 +45,7 @@ FAULTY = f'outcome=~"{"|".join(FAULTS)}"'
 COUNTED = f'outcome=~"{"|".join(ANSWERS + FAULTS)}"'
 
 
-def fault_ratio(window: str, by: str = "model") -> str:
+def fault_ratio(window: str, by: str = "release, model") -> str:
     """The share of requests that failed through the service, of those and the answered ones; 0 where none did."""
     every = f"sum by ({by}) (rate(llama31_requests_total{{{COUNTED}}}[{window}]))"
     faults = f"sum by ({by}) (rate(llama31_requests_total{{{FAULTY}}}[{window}]))"
@@ -54,8 +54,8 @@ def fault_ratio(window: str, by: str = "model") -> str:
 
 def slow_start_ratio(window: str) -> str:
     """The share of answers whose first token came later than the limit."""
-    every = f"sum by (model) (rate(llama31_ttft_seconds_count[{window}]))"
-    in_time = f'sum by (model) (rate(llama31_ttft_seconds_bucket{{le="{FIRST_TOKEN_LIMIT_S}"}}[{window}]))'
+    every = f"sum by (release, model) (rate(llama31_ttft_seconds_count[{window}]))"
+    in_time = f'sum by (release, model) (rate(llama31_ttft_seconds_bucket{{le="{FIRST_TOKEN_LIMIT_S}"}}[{window}]))'
     return f"1 - {in_time} / {every}"
 
 
@@ -63,13 +63,13 @@ def _burning(series: str, counted: str, budget: float, burns: tuple[tuple[float,
     """`series` are shares of what `counted` counts."""
     conditions = (
         f"({series}{long} > {times:g} * {budget:g} and {series}{short} > {times:g} * {budget:g}\n"
-        f"and {series}{long} * on (model) sum by (model) (increase({counted}[{long}])) > {FORGIVEN})"
+        f"and {series}{long} * on (release, model) sum by (release, model) (increase({counted}[{long}])) > {FORGIVEN})"
         for times, long, short in burns
     )
     return "\nor\n".join(conditions)
 
 
-_FAULTS_SERIES, _SLOW_SERIES = "model:llama31_faults:ratio_rate", "model:llama31_slow_starts:ratio_rate"
+_FAULTS_SERIES, _SLOW_SERIES = "release_model:llama31_faults:ratio_rate", "release_model:llama31_slow_starts:ratio_rate"
 _REQUESTS, _FIRST_TOKENS = f"llama31_requests_total{{{COUNTED}}}", "llama31_ttft_seconds_count"
 
 _LOOK_AT_FAULTS = (

@@ -18,7 +18,7 @@ from markupsafe import Markup, escape
 from deployments.observe.alerts import ALERTS
 from deployments.observe.board import Board
 from deployments.observe.boards import BOARDS
-from deployments.observe.drawing import ALL, View, default_view, draw
+from deployments.observe.drawing import View, default_view, draw
 from deployments.observe.prometheus import SCRAPE_EVERY_S, Prometheus
 
 SPANS_MINUTES = (5, 15, 60, 360)
@@ -91,7 +91,6 @@ class Pages:
             spans=SPANS_MINUTES,
             values=await self._values(board),
             chosen=view.variables,
-            all=ALL,
         )
 
     async def alerts(self, _: web.Request) -> web.Response:

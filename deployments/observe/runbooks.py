@@ -45,8 +45,9 @@ Ray's own dashboard (its address and token are what `llama31 serve` prints) show
 The chart brings the same boards as ConfigMaps for Grafana's sidecar and the same rules as a PrometheusRule. The files
 are in `k8s/chart/files`; without the chart, import the boards into Grafana and name the rules file in `rule_files`.
 Each node's exporter serves our series, vLLM's and Ray's on one port (9400 unless set). Alerts rely on the jobs' names,
-`{JOB}` and `{HEAD_JOB}` (Ray's head, port 8080), and on the release's name in the label `{RELEASE}` of each
-target: the chart's PodMonitor sets all three. [Llama31WeightsNotThere](#llama31weightsnotthere) needs
+`{JOB}` and `{HEAD_JOB}` (Ray's head, port 8080), and on the label `{RELEASE}` of each target, NAMESPACE/RELEASE, which
+keeps several releases apart (boards have a choice of it): the chart's PodMonitor sets all three. Without that label all
+targets count as one service. [Llama31WeightsNotThere](#llama31weightsnotthere) needs
 kube-state-metrics. Redis needs no alert of its own: seconds without it end the head
 ([Llama31HeadDown](#llama31headdown)).
 
@@ -61,7 +62,7 @@ kubectl exec -n NAMESPACE HEAD_POD -c ray-head -- llama31 status --address 127.0
 kubectl delete pod -n NAMESPACE POD   # ends a replica; POD has the address of one of its ranks
 ```
 
-Streams of a replica that is ended so get `STREAM_INTERRUPTED`. Serve starts another one; KubeRay replaces all pods of
+Streams of a replica that is ended so go on elsewhere. Serve starts another one; KubeRay replaces all pods of
 that replica. Ray's dashboard shows processes and logs, but ends none.
 
 ## Boards

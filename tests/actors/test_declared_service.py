@@ -146,6 +146,8 @@ async def test_a_killed_ingress_is_replaced_while_the_other_serves(service: Decl
 
 async def test_one_ingress_less_breaks_no_stream(service: DeclaredService) -> None:
     before = await asyncio.to_thread(service.pids)
+    ready = await asyncio.to_thread(service.llama31, "ready")
+    assert ready.stdout == "2 of 2 ingress processes are ready\n"
     clients = [Client(service.address) for _ in range(8)]
     streams = [client.chat(" ".join(["word"] * 60), options=greedy(80)) for client in clients]
     for stream in streams:
@@ -177,6 +179,8 @@ async def test_what_serve_wants_counts_and_not_what_is_configured(service: Decla
 async def test_a_node_is_drained_without_ray(service: DeclaredService) -> None:
     """What a pod's hook does before the pod ends: streams end whole, nobody listens any more."""
     before = await asyncio.to_thread(service.pids)
+    ready = await asyncio.to_thread(service.llama31, "ready")
+    assert ready.stdout == "2 of 2 ingress processes are ready\n"
     clients = [Client(service.address) for _ in range(8)]
     streams = [client.chat(" ".join(["word"] * 60), options=greedy(80)) for client in clients]
     for stream in streams:

@@ -29,12 +29,13 @@ PROMPT = tuple(range(1000, 1300))
 
 
 @asynccontextmanager
-async def running_engine(checkpoint: Path) -> AsyncIterator[VllmEngine]:
-    group = placement_group([{"GPU": 1, "CPU": 0.5}] * PLAN.world_size, strategy="PACK")
+async def running_engine(checkpoint: Path, plan: ParallelPlan = PLAN) -> AsyncIterator[VllmEngine]:
+    """An engine of this process, with its ranks on the session's cluster."""
+    group = placement_group([{"GPU": 1, "CPU": 0.5}] * plan.world_size, strategy="PACK")
     ray.get(group.ready(), timeout=30)
     settings = VllmSettings(
         checkpoint=checkpoint,
-        plan=PLAN,
+        plan=plan,
         dtype="float32",
         device="cpu",
         max_model_tokens=2048,

@@ -74,6 +74,17 @@ def test_both_versions_of_helm_render_the_same(variant: str) -> None:
     assert _by_name(first) == _by_name(second)
 
 
+def test_with_an_autoscaler_serve_has_no_number_and_pods_are_for_the_most() -> None:
+    values = "config.autoscaling.max_replicas=3,config.autoscaling.prompt_tokens_per_s=9000"
+    objects = render(*preset("70b"), "--set", f"{values},config.autoscaling.output_tokens_per_s=900")
+    (application,) = serve_config(objects)["applications"]
+    assert application["deployments"][0] == {"name": "engine"}
+    config = declared_service(serve_config(objects), "chart")
+    assert config.autoscaling is not None
+    assert (config.first_replicas, config.autoscaling.max_replicas) == (1, 3)
+    assert groups(objects)["engine"]["replicas"] == 3
+
+
 @pytest.mark.parametrize("name", PRESETS)
 def test_gpus_are_those_of_the_plan(name: str) -> None:
     objects = render(*preset(name), "--set", "config.replicas=3")

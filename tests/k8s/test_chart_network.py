@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from tests.k8s.chart import EVERYTHING, PRESETS, RELEASE, Object, container, find, groups, preset, render
+from tests.k8s.chart import EVERYTHING, NAMESPACE, PRESETS, RELEASE, Object, container, find, groups, preset, render
 
 pytestmark = pytest.mark.k8s
 
@@ -106,7 +106,11 @@ def test_services_lead_to_the_doors_of_ready_ingress_pods(name: str) -> None:
     [
         ((), {"grpc": {"port": 9000, "service": "model:llama-3.1-8b"}}, {"grpc": {"port": 9000}}),
         (("--set", "access.tlsSecret=t"), *[{"httpGet": {"path": "/ready", "port": 8000, "scheme": "HTTPS"}}] * 2),
-        (("--set", "access.tlsSecret=t,access.clientCertificates=true"), *[{"tcpSocket": {"port": 9000}}] * 2),
+        (
+            ("--set", "access.tlsSecret=t,access.clientCertificates=true"),
+            {"exec": {"command": ["llama31", "ready"]}},
+            {"tcpSocket": {"port": 9000}},
+        ),
     ],
 )
 def test_probes_fit_what_the_door_speaks(options: tuple[str, ...], started: Object, ready: Object) -> None:
@@ -170,9 +174,8 @@ def test_each_series_is_scraped_once() -> None:
     assert "metrics" in ports["head"]
     for group in groups(objects).values():
         assert group["template"]["metadata"]["labels"][monitor["jobLabel"]] == "llama31", "the alerts' name of the job"
-    assert "app.kubernetes.io/instance" in monitor["podTargetLabels"], (
-        "by which the alert on the head knows the release"
-    )
+    for endpoint in (ours, rays):
+        assert endpoint["relabelings"][-1] == {"targetLabel": "release", "replacement": f"{NAMESPACE}/{RELEASE}"}
 
 
 def test_routes_lead_to_the_service() -> None:

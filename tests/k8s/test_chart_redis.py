@@ -12,7 +12,9 @@ from pathlib import Path
 
 import pytest
 
-from tests.k8s.chart import RELEASE, container, find, preset, render
+from tests.k8s.api_server import running_cluster
+from tests.k8s.chart import CHART, NAMESPACE, RELEASE, container, find, preset, render
+from tests.k8s.helm import Client
 from tests.programs import find_program
 
 pytestmark = pytest.mark.k8s
@@ -29,6 +31,24 @@ def test_redis_keeps_what_it_is_told(tmp_path: Path) -> None:
     assert process.returncode == 0, "SIGTERM ends it in order"
     with _redis(tmp_path) as (port, _):
         assert _ask(port, f"AUTH {PASSWORD}", "GET key") == ["+OK", "$5"]
+
+
+@pytest.mark.parametrize("program", ["helm", "helm3"])
+def test_a_volume_that_no_upgrade_can_change_is_named(program: str, tmp_path: Path) -> None:
+    with running_cluster() as cluster:
+        client = Client(program, tmp_path, cluster.kubeconfig)
+        chart = (RELEASE, str(CHART), *preset("cpu"), "--set", "gcs.store=redis", "--namespace", NAMESPACE)
+        client.must("install", *chart, "--create-namespace")
+        for change, words in (
+            ("gcs.storage=2Gi", 'gcs.storage is "2Gi", but the volume of llama-redis was made with "1Gi"'),
+            ("gcs.storageClass=fast", 'gcs.storageClass is "fast", but the volume of llama-redis was made with ""'),
+        ):
+            refused = client.run("upgrade", *chart, "--set", change)
+            assert refused.code != 0
+            assert words in refused.words
+        # The API server writes amounts its own way.
+        for same in ("gcs.storage=1024Mi", "gcs.store=none,gcs.storage=2Gi"):
+            client.must("upgrade", *chart, "--set", same, "--dry-run=server")
 
 
 @contextmanager

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from tests.observe.machine_cases import MACHINE_CASES
+from tests.observe.release_cases import RELEASE_CASES
 from tests.observe.situations import (
     FAULT_PAGE,
     NODE,
@@ -13,9 +14,12 @@ from tests.observe.situations import (
     Case,
     crowd,
     first_tokens,
+    ledger,
     of_model,
     of_replica,
+    queued,
     requests,
+    routes,
     waits,
     wanted,
 )
@@ -108,12 +112,14 @@ CASES: tuple[Case, ...] = (
     Case(
         "Llama31QueueGrows",
         "twelve more a minute",
-        {of_replica("llama31_replica_waiting"): "0 0 5+12x30"},
+        queued("0 0 5+12x30", "3x32"),
         "25m",
-        (OF_REPLICA | TICKET,),
+        (OF_MODEL | TICKET,),
     ),
-    Case("Llama31QueueGrows", "long, but it shrinks", {of_replica("llama31_replica_waiting"): "400-10x30"}, "25m"),
-    Case("Llama31QueueGrows", "bursts", {of_replica("llama31_replica_waiting"): "0 9 0 7 0 8 0 9 0x20"}, "12m"),
+    Case("Llama31QueueGrows", "long, but it shrinks", queued("400-10x30", "2x30"), "25m"),
+    Case("Llama31QueueGrows", "bursts", queued("0 9 0 7 0 8 0 9 0x20", "0x30"), "12m"),
+    Case("Llama31LedgerAway", "one ingress of two", ledger("1x5 0x40", "1x45"), "20m", (OF_MODEL | TICKET,)),
+    Case("Llama31LedgerAway", "a new head", ledger("1x5 0x6 1x40", "1x5 0x6 1x40"), "20m"),
     Case("Llama31QueueWaitLong", "a tenth waits long", waits("0+900x40", "0+1000x40"), "30m", (OF_MODEL | TICKET,)),
     Case("Llama31QueueWaitLong", "one in a hundred", waits("0+990x40", "0+1000x40"), "30m"),
     # Replicas.
@@ -237,6 +243,19 @@ CASES: tuple[Case, ...] = (
     ),
     Case("Llama31KvBelowPlan", "no plan", {of_replica("llama31_replica_kv_total_tokens"): "400000x30"}, "20m"),
     Case(
+        "Llama31AutoscalerAtItsBound",
+        "wants five, may have four",
+        {of_model("llama31_autoscaler_wanted"): "5x30", of_model("llama31_autoscaler_target"): "4x30"},
+        "20m",
+        (OF_MODEL | TICKET,),
+    ),
+    Case(
+        "Llama31AutoscalerAtItsBound",
+        "a jump that passes",
+        {of_model("llama31_autoscaler_wanted"): "3x5 5x5 3x20", of_model("llama31_autoscaler_target"): "3x5 4x5 3x20"},
+        "20m",
+    ),
+    Case(
         "Llama31KvPressure",
         "96 %",
         {
@@ -255,5 +274,10 @@ CASES: tuple[Case, ...] = (
         },
         "15m",
     ),
+    Case("Llama31RouterWithoutIndex", "nobody tells", routes("0+10x60", "0+90x60"), "50m", (OF_MODEL | TICKET,)),
+    Case("Llama31RouterWithoutIndex", "one ingress of four is new", routes("0+75x60", "0+25x60"), "50m"),
+    Case("Llama31RouterWithoutIndex", "a deploy", routes("0x5 0+100x55", "0+90x5 450x55"), "50m"),
+    Case("Llama31RouterWithoutIndex", "nothing is cached", routes("0+10x60", "0+90x60", looked_up="0x60"), "50m"),
     *MACHINE_CASES,
+    *RELEASE_CASES,
 )

@@ -9,7 +9,7 @@ from deployments.observe.alerts import GROUPS
 from deployments.observe.objectives import OBJECTIVES
 
 # What Prometheus adds to each series it scrapes, the last ones by the chart's PodMonitor.
-_TARGET = frozenset({"job", "instance", "app_kubernetes_io_instance", "ray_io_cluster"})
+_TARGET = frozenset({"job", "instance", "release", "ray_io_cluster"})
 _VLLM = frozenset({"model_name", "engine"})
 _RAY_NODE = frozenset({"ip", "SessionName", "Version", "IsHeadNode", "RayNodeType"})
 _RAY_GPU = _RAY_NODE | {"GpuIndex", "GpuDeviceName", "GpuUuid"}
@@ -39,7 +39,7 @@ def series() -> dict[str, frozenset[str]]:
     """Name -> labels, of everything that a query may name."""
     found = {name: frozenset(labels) for metric in METRICS.values() for name, labels in _of(metric)}
     assert all(not group.recordings for group in GROUPS if group is not OBJECTIVES)
-    recorded = {recording.record: frozenset({"model"}) for recording in OBJECTIVES.recordings}
+    recorded = {recording.record: frozenset({"release", "model"}) for recording in OBJECTIVES.recordings}
     every = found | recorded | FOREIGN | _KUBERNETES | _PROMETHEUS
     return {name: labels | _TARGET for name, labels in every.items()}
 

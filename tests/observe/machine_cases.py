@@ -129,14 +129,14 @@ MACHINE_CASES: tuple[Case, ...] = (
         "its pod restarts without end",
         target("llama31", "ingress", "1x20") | target("llama31-head", "head", "1x5 0x15", HEAD),
         "10m",
-        ({"app_kubernetes_io_instance": "llama31"} | PAGE,),
+        ({"release": "models/llama31"} | PAGE,),
     ),
     Case(
         "Llama31HeadDown",
         "its pod is gone",
         target("llama31", "engine", "1x20") | target("llama31-head", "head", "1x5 stale", HEAD),
         "10m",
-        ({"app_kubernetes_io_instance": "llama31"} | PAGE,),
+        ({"release": "models/llama31"} | PAGE,),
     ),
     Case(
         "Llama31HeadDown",

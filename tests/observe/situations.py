@@ -51,6 +51,28 @@ def first_tokens(every: str, in_time: str) -> Series:
     }
 
 
+def routes(known: str, blind: str, looked_up: str = "0+9000x60") -> Series:
+    return {
+        of_model("llama31_routes_total", reason="prefix"): known,
+        of_model("llama31_routes_total", reason="no_index"): blind,
+        of_replica("llama31_replica_prefix_query_tokens_total"): looked_up,
+    }
+
+
+def queued(interactive: str, batch: str) -> Series:
+    return {
+        of_model("llama31_admission_waiting", priority="interactive", instance=NODE): interactive,
+        of_model("llama31_admission_waiting", priority="batch", instance=NODE): batch,
+    }
+
+
+def ledger(here: str, there: str) -> Series:
+    return {
+        of_model("llama31_ledger_answers", instance=NODE): here,
+        of_model("llama31_ledger_answers", instance="10.0.3.8:9400"): there,
+    }
+
+
 def waits(short: str, long: str) -> Series:
     return {
         of_model("llama31_queue_wait_seconds_bucket", le="0.01"): short,
@@ -79,7 +101,7 @@ def wanted(replicas: int, minutes: int = 120) -> Series:
 def target(job: str, component: str, values: str, instance: str = "10.0.3.7:9400") -> Series:
     """A target of the chart's PodMonitor."""
     labels = {
-        "app_kubernetes_io_instance": "llama31",
+        "release": "models/llama31",
         "app_kubernetes_io_component": component,
         "ray_io_cluster": "llama31-x7k2p",
         "namespace": "models",

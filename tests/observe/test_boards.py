@@ -10,7 +10,7 @@ import pytest
 from grafana_foundation_sdk.models.dashboard import Dashboard
 
 from deployments.observe.board import Board
-from deployments.observe.boards import BOARDS
+from deployments.observe.boards import BOARDS, of_release
 from deployments.observe.charts import format_value
 from tests.documents import ROOT
 
@@ -61,3 +61,25 @@ def test_titles_of_a_board_name_one_panel_each() -> None:
     for board in BOARDS:
         titles = Counter((row.title, panel.title) for row in board.rows for panel in row.panels)
         assert max(titles.values()) == 1
+
+
+@pytest.mark.parametrize(
+    ("query", "narrowed"),
+    [
+        ("sum(llama31_gpus)", 'sum(llama31_gpus{release=~"$release"})'),
+        (
+            'rate(vllm:x{}[5m]) > ray_y{a="b"}',
+            'rate(vllm:x{release=~"$release"}[5m]) > ray_y{release=~"$release", a="b"}',
+        ),
+        ("max by (ray_io_cluster) (up)", "max by (ray_io_cluster) (up)"),
+        ('count(ALERTS{alertstate="firing"})', 'count(ALERTS{release=~"$release", alertstate="firing"})'),
+    ],
+)
+def test_a_board_shows_the_chosen_releases_alone(query: str, narrowed: str) -> None:
+    assert of_release(query) == narrowed
+
+
+@pytest.mark.parametrize("board", BOARDS, ids=lambda board: board.uid)
+def test_every_query_can_be_narrowed_to_a_release(board: Board) -> None:
+    assert board.choices[0].name == "release"
+    assert all('release=~"$release"' in query.expr for panel in board.panels for query in panel.queries)

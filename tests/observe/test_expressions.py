@@ -84,6 +84,13 @@ def test_rules_name_what_is_exported(expr: str) -> None:
     check(expr)
 
 
+@pytest.mark.parametrize("expr", RULES)
+def test_rules_keep_releases_apart(expr: str) -> None:
+    """Else a sick release hides behind a well one of the same model."""
+    for names in re.findall(r"\b(?:by|on)\s*\(([^)]+)\)", expr):
+        assert {"release", "namespace"} & {label.strip() for label in names.split(",")}, names
+
+
 def test_texts_of_alerts_name_labels_that_their_series_have() -> None:
     for group in GROUPS:
         for alert in group.alerts:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import tempfile
 from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -40,6 +40,11 @@ def says(*ids: int) -> Callable[[EngineRequest], Sequence[int]]:
     return lambda _: ids
 
 
+def counting(request: EngineRequest) -> Sequence[int]:
+    """A script's answer in which every token is another one: a lost or repeated one shows."""
+    return [40 + index for index in range(request.limits.max_output_tokens)]
+
+
 def endless(request: EngineRequest) -> Sequence[int]:
     """A script's answer that only the request's limit, a cancel or a fault ends."""
     return [65] * (request.limits.max_output_tokens + 1)
@@ -55,19 +60,21 @@ def engine_request(
 class Replica:
     """One scripted engine with its worker server; its record says where it listens."""
 
-    def __init__(self, replica_id: str, script: Script, directory: Path, tracing: Tracing | None = None) -> None:
+    def __init__(
+        self, replica_id: str, script: Script, directory: Path, tracing: Tracing | None = None, digest: int = 0
+    ) -> None:
         self.replica_id = replica_id
         self.failures: list[Exception] = []
         self.engine = ScriptedEngine(script)
         self._socket = directory / f"{replica_id}.sock"
-        self.record = ReplicaRecord(replica_id, 1, MODEL, "tp1", "starting")
+        self.record = ReplicaRecord(replica_id, 1, MODEL, "tp1", "starting", digest=digest)
         self.metered = MeteredEngine(self.engine, 1, lambda step_s: None)
         self.worker = WorkerServer(self.metered, self.record, TOKEN, self.failures.append, self.metered.price, tracing)
 
     async def start(self) -> ReplicaRecord:
         """Listens; the record is then the one to announce."""
         address = await self.worker.start(self._socket, "127.0.0.1")
-        self.record = ReplicaRecord(self.replica_id, 1, MODEL, "tp1", "ready", address=address)
+        self.record = replace(self.record, phase="ready", address=address)
         return self.record
 
     async def kill(self) -> None:
@@ -78,11 +85,11 @@ class Replica:
 
 @asynccontextmanager
 async def running_replica(
-    script: Script | None = None, replica_id: str = "replica-1", tracing: Tracing | None = None
+    script: Script | None = None, replica_id: str = "replica-1", tracing: Tracing | None = None, digest: int = 0
 ) -> AsyncIterator[Replica]:
     """A replica on a socket of its own."""
     with tempfile.TemporaryDirectory(prefix="llama31-test-") as directory:
-        replica = Replica(replica_id, script or Script(), Path(directory), tracing)
+        replica = Replica(replica_id, script or Script(), Path(directory), tracing, digest)
         await replica.start()
         try:
             yield replica
@@ -107,13 +114,13 @@ class System:
 
 @asynccontextmanager
 async def running_fleet(
-    *scripts: Script, tracing: Tracing | None = None
+    *scripts: Script, tracing: Tracing | None = None, digests: Sequence[int] | None = None
 ) -> AsyncIterator[tuple[Fleet, Directory, tuple[Replica, ...]]]:
     """A fleet with one ready replica per script, named replica-1, replica-2, ..."""
     async with AsyncExitStack() as stack:
         replicas = [
-            await stack.enter_async_context(running_replica(script, f"replica-{index + 1}", tracing))
-            for index, script in enumerate(scripts)
+            await stack.enter_async_context(running_replica(script, f"replica-{index + 1}", tracing, digest))
+            for index, (script, digest) in enumerate(zip(scripts, digests or [0] * len(scripts), strict=True))
         ]
         directory = Directory()
         for replica in replicas:
@@ -131,6 +138,7 @@ async def running_gateway(
     *scripts: Script,
     tenancy: Tenancy | None = None,
     tracing: tuple[Tracing | None, Tracing | None] = (None, None),
+    digests: Sequence[int] | None = None,
     **overrides: Any,
 ) -> AsyncIterator[System]:
     """A gateway over `running_fleet`.
@@ -139,18 +147,28 @@ async def running_gateway(
     section.
     """
     codec = ModelCodec(tokenizer, ChatmlPrompt(tokenizer))
-    async with running_fleet(*scripts, tracing=tracing[1]) as (fleet, directory, replicas):
+    async with running_fleet(*scripts, tracing=tracing[1], digests=digests) as (fleet, directory, replicas):
         config = gateway_config(len(scripts), **overrides)
         gateway = ServiceGateway(config, codec, fleet, LeastTokens(), process_metrics(), tenancy, tracing[0])
         yield System(gateway, fleet, directory, replicas)
 
 
 def gateway_config(
-    replicas: int = 1, max_output_tokens: int = 64, max_requests: int = 100, **engine: Any
+    replicas: int = 1,
+    max_output_tokens: int = 64,
+    max_requests: int = 100,
+    hold_s: float = 30.0,
+    continue_within_s: float = 0.0,
+    **engine: Any,
 ) -> ServiceConfig:
     """A small context, so that tests can fill it."""
     section = {"kind": "scripted", "device": "cpu", "kv_cache_bytes": 1 << 20, "max_model_tokens": 512, **engine}
-    ingress = {"max_output_tokens": max_output_tokens, "max_requests": max_requests}
+    ingress = {
+        "max_output_tokens": max_output_tokens,
+        "max_requests": max_requests,
+        "hold_s": hold_s,
+        "continue_within_s": continue_within_s,
+    }
     return parse_config({"model": MODEL, "replicas": max(1, replicas), "engine": section, "ingress": ingress}, "test")
 
 

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import AsyncIterator, Callable, Sequence
+from contextlib import asynccontextmanager
 
 from deployments.call import Call, ModelState, ModelStatus, ReplicaStatus
 from deployments.in_flight import InFlight
@@ -117,8 +117,8 @@ class ScriptedGateway:
     def complete(self, request: CompletionRequest, call: Call) -> AsyncIterator[Event]:
         return self._play(request, call)
 
-    @contextmanager
-    def hold(self, call: Call, prompts: int = 0) -> Iterator[tuple[Call, ...]]:
+    @asynccontextmanager
+    async def hold(self, call: Call, prompts: int = 0) -> AsyncIterator[tuple[Call, ...]]:
         with self.in_flight.held(call):
             yield tuple(call.part(number) for number in range(prompts))
 
@@ -128,8 +128,8 @@ class ScriptedGateway:
     def fleet(self) -> tuple[ReplicaStatus, ...]:
         return self.replicas
 
-    @contextmanager
-    def visit(self, tenant: Tenant) -> Iterator[None]:
+    @asynccontextmanager
+    async def visit(self, tenant: Tenant) -> AsyncIterator[None]:
         self.visits.append(tenant.name)
         if self.refusal is not None:
             raise self.refusal

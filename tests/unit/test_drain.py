@@ -7,7 +7,7 @@ import os
 import sys
 import tempfile
 from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager, suppress
+from contextlib import AsyncExitStack, asynccontextmanager, suppress
 from pathlib import Path
 
 import grpc
@@ -18,7 +18,7 @@ from test_shared_port import OWN_CONNECTION, STREAM_CHAT, held_until, request
 
 from deployments.cli import main
 from deployments.config import node_dir
-from deployments.drain import DrainDoor, drain_node
+from deployments.drain import DrainDoor, drain_node, ready_count
 from deployments.ingress.grpc import GrpcIngress, IngressSettings
 from llama31.v1 import chat_service_pb2 as chat_pb
 from tests.waiting import soon, until
@@ -39,7 +39,7 @@ async def drain(grace_s):
     return True
 
 async def run():
-    await DrainDoor(Path(sys.argv[1]), drain).start()
+    await DrainDoor(Path(sys.argv[1]), drain, lambda: sys.argv[2] != "starts").start()
     print("ready", flush=True)
     await asyncio.Event().wait()
 
@@ -69,7 +69,7 @@ async def ingress_with_a_stream(
     gateway.script = held_until(finish)
     ingress = GrpcIngress(gateway, IngressSettings(port=0, so_reuseport=True))
     port = await ingress.start()
-    door = DrainDoor(directory, ingress.drain)
+    door = DrainDoor(directory, ingress.drain, lambda: not ingress.is_draining)
     await door.start()
     async with grpc.aio.insecure_channel(f"127.0.0.1:{port}", options=OWN_CONNECTION) as channel:
         stream = aiter(channel.unary_stream(STREAM_CHAT)(request()))
@@ -124,6 +124,33 @@ async def test_the_command_in_a_pod(node: Path, capsys: pytest.CaptureFixture[st
     async with other_ingress(node, "ends"):
         assert await asyncio.to_thread(main, ["drain", "--wait", "5"]) == 0
     assert capsys.readouterr().out == "1 of 1 ingress processes have drained\n"
+
+
+@pytest.mark.parametrize(
+    ("how", "code", "words"),
+    [
+        (("ends",), 0, "1 of 1 ingress processes are ready\n"),
+        (("ends", "starts"), 1, "1 of 2 ingress processes are ready\n"),
+        ((), 1, "0 of 0 ingress processes are ready\n"),
+    ],
+)
+async def test_a_probe_in_a_pod(
+    how: tuple[str, ...], code: int, words: str, node: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    async with AsyncExitStack() as processes:
+        for one in how:
+            await processes.enter_async_context(other_ingress(node, one))
+        assert await asyncio.to_thread(main, ["ready"]) == code
+    assert capsys.readouterr().out == words
+
+
+async def test_a_process_that_leaves_is_not_ready(tmp_path: Path) -> None:
+    async with ingress_with_a_stream(tmp_path, asyncio.Event()) as (ingress, _, _):
+        assert await asyncio.to_thread(ready_count, tmp_path) == (1, 1)
+        asked = asyncio.create_task(asyncio.to_thread(drain_node, tmp_path, 0.5))
+        await until(lambda: ingress.is_draining)
+        assert await asyncio.to_thread(ready_count, tmp_path) == (0, 1)
+        await soon(asked)
 
 
 def test_the_command_where_there_is_none(node: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -163,12 +163,12 @@ async def test_a_client_hears_only_which_kind_of_loss(
     monkeypatch: pytest.MonkeyPatch,
     caplog: pytest.LogCaptureFixture,
 ) -> None:
-    caplog.set_level(logging.WARNING, "llama31.choices")
+    caplog.set_level(logging.WARNING, "llama31.continuation")
     fails(monkeypatch, at_token)
     async with both_doors(chatml_tokenizer) as doors:
         heard = await ask(doors)
     assert "engine_failed" in heard
     assert not [word for word in TELLTALES if word in heard]
-    told = [record.getMessage() for record in caplog.records if record.name == "llama31.choices"]
+    told = [record.getMessage() for record in caplog.records if record.name == "llama31.continuation"]
     assert told
     assert all("pid 4242 on 10.1.2.3" in line and "\n" not in line and "\x1b" not in line for line in told)

@@ -27,6 +27,7 @@ from deployments.answer import Answer
 from deployments.call import Call
 from deployments.directory import ReplicaRecord
 from deployments.gateway import ServiceGateway
+from deployments.ingress.many_prompts import complete_all
 from llama31.chat import (
     ChatRequest,
     ChoiceDone,
@@ -340,84 +341,8 @@ async def test_closing_early_cancels_in_the_engine(chatml_tokenizer: HuggingFace
         assert system.fleet.snapshots()[0].outstanding_tokens == 0
 
 
-async def test_a_replica_lost_before_its_first_token_is_replaced(chatml_tokenizer: HuggingFaceTokenizer) -> None:
-    async with running_gateway(chatml_tokenizer, STUCK, answers(chatml_tokenizer, "Hello")) as system:
-        events = system.gateway.complete(completion(), call())
-        started = await soon(anext(events))
-        assert isinstance(started, Started)
-        assert started.replica_id == "replica-1"
-        await until(lambda: system.engine.state().waiting == 1)
-        await system.replicas[0].kill()
-        heard = await hear(events)
-        assert not any(isinstance(event, Started) for event in heard.events)
-        assert (heard.text, heard.done.finish_reason) == ("Hello", FinishReason.END_OF_TURN)
-
-
-async def test_an_engine_that_fails_at_once_is_replaced(chatml_tokenizer: HuggingFaceTokenizer) -> None:
-    broken = Script(fail_at_step=0)
-    async with running_gateway(chatml_tokenizer, broken, answers(chatml_tokenizer, "Hello")) as system:
-        assert (await complete(system)).text == "Hello"
-        assert len(system.replicas[0].failures) == 1
-
-
-async def test_only_one_replacement(chatml_tokenizer: HuggingFaceTokenizer) -> None:
-    broken = Script(fail_at_step=0)
-    async with running_gateway(chatml_tokenizer, broken, broken, answers(chatml_tokenizer, "Hello")) as system:
-        with pytest.raises(StreamInterrupted, match="after 0 tokens") as caught:
-            await complete(system)
-        assert caught.value.replica_id == "replica-2"
-
-
-async def test_nobody_to_replace_it_tells_the_first_cause(chatml_tokenizer: HuggingFaceTokenizer) -> None:
-    async with running_gateway(chatml_tokenizer, Script(fail_at_step=0)) as system:
-        with pytest.raises(StreamInterrupted, match="engine_failed"):
-            await complete(system)
-
-
-async def test_a_replica_lost_after_tokens_interrupts_with_the_count(chatml_tokenizer: HuggingFaceTokenizer) -> None:
-    async with running_gateway(chatml_tokenizer, SLOW, SLOW) as system:
-        events = system.gateway.complete(completion(stop=stop(max_output_tokens=400)), call())
-        heard = Heard()
-        while len(heard.text) < 3:
-            heard.events.append(await soon(anext(events)))
-        await system.replicas[0].kill()
-        with pytest.raises(StreamInterrupted) as caught:  # noqa: PT012  (what had arrived comes first)
-            while True:
-                heard.events.append(await soon(anext(events)))
-        # Every token here is one character.
-        assert (caught.value.replica_id, caught.value.tokens_sent) == ("replica-1", len(heard.text))
-        assert system.replicas[1].engine.state().steps_total == 0
-
-
-async def test_an_engine_that_fails_after_tokens_interrupts(chatml_tokenizer: HuggingFaceTokenizer) -> None:
-    # Late enough that its first token has been read by then.
-    dying = Script(answer=endless, step_s=STEP_S, fail_at_step=50)
-    async with running_gateway(chatml_tokenizer, dying, Script()) as system:
-        with pytest.raises(StreamInterrupted, match="engine_failed") as caught:
-            await complete(system)
-        assert caught.value.replica_id == "replica-1"
-        assert 0 < caught.value.tokens_sent <= 50
-        assert system.replicas[1].engine.state().steps_total == 0
-
-
-async def test_a_token_that_is_held_back_counts_as_work_begun(chatml_tokenizer: HuggingFaceTokenizer) -> None:
-    """Half a character has gone into the decoder: another replica's answer must not follow it."""
-    half = chatml_tokenizer.encode("é")[:1]
-    assert len(chatml_tokenizer.encode("é")) == 2
-    script = replace(ONE_TOKEN, answer=says(*half, 65, 65))
-    async with running_gateway(chatml_tokenizer, script, answers(chatml_tokenizer, "Hello")) as system:
-        before = sample("llama31_ttft_seconds_count", model=MODEL)
-        events = system.gateway.complete(completion(), call())
-        await soon(anext(events))
-        following = asyncio.ensure_future(anext(events))
-        await until(lambda: sample("llama31_ttft_seconds_count", model=MODEL) == before + 1)
-        await system.replicas[0].kill()
-        with pytest.raises(StreamInterrupted, match="after 1 tokens"):
-            await soon(following)
-
-
 async def test_no_replica(chatml_tokenizer: HuggingFaceTokenizer) -> None:
-    async with running_gateway(chatml_tokenizer) as system:
+    async with running_gateway(chatml_tokenizer, hold_s=0.0) as system:
         with pytest.raises(NoReadyReplica) as caught:
             await complete(system)
         assert caught.value.args == (MODEL, "unavailable")
@@ -473,7 +398,9 @@ async def test_the_fleet_with_and_without_load(chatml_tokenizer: HuggingFaceToke
         await system.directory.announce(ReplicaRecord("replica-2", 1, "m", "tp1", "loading", "half way"))
         await until(lambda: len(system.gateway.fleet()) == 2)
         linked, loading = sorted(system.gateway.fleet(), key=lambda replica: replica.replica_id)
-        assert (linked.replica_id, linked.load) == ("replica-1", system.fleet.snapshots()[0])
+        assert linked.load is not None
+        known = replace(system.fleet.snapshots()[0], age_s=linked.load.age_s)
+        assert (linked.replica_id, linked.load) == ("replica-1", known)
         assert (loading.phase, loading.detail, loading.load) == ("loading", "half way", None)
 
 
@@ -629,19 +556,28 @@ async def test_times_are_observed(chatml_tokenizer: HuggingFaceTokenizer) -> Non
 class BrokenRouter:
     """A bug in a policy."""
 
-    def route(self, request: RequestFeatures, replicas: Sequence[ReplicaSnapshot]) -> Route:
+    def route(self, request: RequestFeatures, replicas: Sequence[ReplicaSnapshot], *_: object) -> Route:
         raise ZeroDivisionError
 
 
 async def test_a_bug_is_counted_as_one(chatml_tokenizer: HuggingFaceTokenizer) -> None:
     codec = ModelCodec(chatml_tokenizer, ChatmlPrompt(chatml_tokenizer))
-    async with running_fleet() as (fleet, _, _):
+    async with running_fleet(Script()) as (fleet, _, _):
         gateway = ServiceGateway(gateway_config(), codec, fleet, BrokenRouter(), process_metrics())
         labels = {"model": MODEL, "method": "complete", "outcome": "INTERNAL"}
         before = sample("llama31_requests_total", **labels)
         with pytest.raises(ZeroDivisionError):
             await hear(gateway.complete(completion(), call()))
         assert sample("llama31_requests_total", **labels) == before + 1
+
+
+async def test_prompts_of_one_request_need_no_room_at_the_same_time(chatml_tokenizer: HuggingFaceTokenizer) -> None:
+    """The answer begins when all are admitted: those that are done must not keep the room from the others."""
+    async with running_gateway(chatml_tokenizer, Script(step_s=0.001), max_running=2, hold_s=5.0) as system:
+        requests = [completion(tuple(range(100 + i, 110 + i))) for i in range(8)]
+        heard = await hear(complete_all(system.gateway, system.gateway.complete, requests, call()))
+        assert heard.usage.prompt_tokens == 80
+        assert len([event for event in heard.events if isinstance(event, ChoiceDone)]) == 8
 
 
 async def test_many_streams_at_once(chatml_tokenizer: HuggingFaceTokenizer) -> None:

@@ -8,7 +8,7 @@ import subprocess
 import sys
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import aiohttp
@@ -24,6 +24,7 @@ from deployments.directory import Phase, ReplicaRecord
 from deployments.ingress_metrics import IngressMetrics
 from deployments.metric_table import METRICS
 from deployments.node_exporter import NodeExporter, merge_ray_texts
+from deployments.policies.prefix_index import PrefixIndex
 from deployments.power import ModelledPower
 from deployments.rank_exporters import other_machines
 from deployments.replica_metrics import ReplicaMetrics
@@ -315,6 +316,10 @@ PENDING = [
 class Replicas:
     wanted: int = 1
     phases: tuple[Phase, ...] = ()
+    index: PrefixIndex = field(default_factory=lambda: PrefixIndex(8))
+
+    def indexed_replicas(self) -> int:
+        return 1
 
     def records(self) -> list[ReplicaRecord]:
         return [ReplicaRecord(f"r{i}", 1, MODEL, "tp2", phase) for i, phase in enumerate(self.phases)]
@@ -373,6 +378,7 @@ async def test_an_ingress_follows_its_doors_though_the_cluster_does_not_answer()
     ingress.count_doors()
     assert sample("llama31_sent_bytes_total", door="grpc") == before + 150
     assert sample("llama31_ingress_draining", ingress="door-1") == 1
+    assert sample("llama31_indexed_replicas", ingress="door-1") == 1
     assert not running.done()
     running.cancel()
     await asyncio.gather(running, return_exceptions=True)

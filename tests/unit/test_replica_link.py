@@ -25,7 +25,9 @@ from replica import (
 
 from deployments.directory import Directory, ReplicaRecord, WorkerAddress
 from deployments.fleet import Fleet
-from deployments.replica_link import MAX_REST_S, ReplicaLink, SequenceStream, dial_target, join_outputs, rest_s
+from deployments.policies.prefix_index import PrefixIndex
+from deployments.replica_link import MAX_REST_S, ReplicaLink, dial_target, rest_s
+from deployments.sequence_stream import SequenceStream, join_outputs
 from deployments.worker_server import machine_boot_id
 from llama31.chat import FinishReason, TokenColumns
 from llama31.engine import EngineOutput
@@ -250,7 +252,7 @@ async def test_wait_changed_wakes_everyone() -> None:
 
 async def test_the_wrong_token_never_becomes_ready(caplog: pytest.LogCaptureFixture) -> None:
     async with running_replica() as replica:
-        link = ReplicaLink(replica.record, "wrong", "ingress-1", 1)
+        link = ReplicaLink(replica.record, "wrong", "ingress-1", 1, PrefixIndex(8))
         stream = link.submit(engine_request("a"), 0, 0)
         await soon(link.run())
         assert not link.became_ready.is_set()
@@ -264,7 +266,9 @@ async def test_silence_is_death(monkeypatch: pytest.MonkeyPatch, caplog: pytest.
     monkeypatch.setattr("deployments.replica_link.SILENCE_S", 0.05)
     with socket.create_server(("127.0.0.1", 0)) as mute:
         address = WorkerAddress("/nowhere", "another machine", f"127.0.0.1:{mute.getsockname()[1]}")
-        link = ReplicaLink(ReplicaRecord("replica-1", 1, MODEL, "tp1", "ready", address=address), TOKEN, "i", 1)
+        link = ReplicaLink(
+            ReplicaRecord("replica-1", 1, MODEL, "tp1", "ready", address=address), TOKEN, "i", 1, PrefixIndex(8)
+        )
         stream = link.submit(engine_request("a"), 0, 0)
         await soon(link.run())
         with pytest.raises(StreamInterrupted, match="silent"):
@@ -277,7 +281,7 @@ async def test_a_gap_or_a_repetition_breaks_the_stream(
     first_token: int, words: str, caplog: pytest.LogCaptureFixture
 ) -> None:
     async with running_replica() as replica:
-        stream = SequenceStream(engine_request("a"), 0, ReplicaLink(replica.record, TOKEN, "i", 1))
+        stream = SequenceStream(engine_request("a"), 0, ReplicaLink(replica.record, TOKEN, "i", 1, PrefixIndex(8)))
         stream.put(0, EngineOutput("a", TokenColumns((7, 8))))
         stream.put(first_token, EngineOutput("a", TokenColumns((9,))))
         assert (await soon(stream.next())).tokens.ids == (7, 8)

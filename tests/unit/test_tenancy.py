@@ -204,9 +204,10 @@ async def test_what_no_replica_took_costs_nothing(chatml_tokenizer: HuggingFaceT
 async def test_a_visit_without_replica_counts_as_a_request(chatml_tokenizer: HuggingFaceTokenizer) -> None:
     async with running_gateway(chatml_tokenizer) as system:
         one_at_once = Tenant("acme", limits=QuotaLimits(requests_per_minute=2, concurrent_requests=1))
-        with system.gateway.visit(one_at_once), pytest.raises(ConcurrencyLimit):
-            system.gateway.visit(one_at_once).__enter__()
-        with system.gateway.visit(one_at_once):
+        async with system.gateway.visit(one_at_once):
+            with pytest.raises(ConcurrencyLimit):
+                await system.gateway.visit(one_at_once).__aenter__()
+        async with system.gateway.visit(one_at_once):
             pass
         with pytest.raises(RateLimited):
-            system.gateway.visit(one_at_once).__enter__()
+            await system.gateway.visit(one_at_once).__aenter__()

@@ -17,6 +17,7 @@ from google.protobuf import json_format
 from opentelemetry.trace import SpanKind
 from replica import MODEL, STEP_S, endless, running_gateway, says
 
+from deployments import tracing
 from deployments.config_sections import TracingConfig
 from deployments.ingress.grpc import GrpcIngress, IngressSettings
 from deployments.ingress.http import HttpIngress, HttpSettings
@@ -237,7 +238,10 @@ async def test_an_engine_that_dies_is_the_status_of_all_three(chatml_tokenizer: 
     assert gateway.message.status.message == door.message.status.message == "STREAM_INTERRUPTED"
 
 
-async def test_a_client_that_leaves_is_the_status(chatml_tokenizer: HuggingFaceTokenizer) -> None:
+async def test_a_client_that_leaves_is_the_status(
+    chatml_tokenizer: HuggingFaceTokenizer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(tracing, "_EXPORT_EVERY_MS", 50)
     with collecting() as collector:
         script = Script(answer=endless, step_s=STEP_S)
         async with doors(chatml_tokenizer, config_for(collector), script) as opened:
@@ -268,14 +272,15 @@ async def test_probes_leave_no_spans(chatml_tokenizer: HuggingFaceTokenizer) -> 
 
 
 async def test_a_collector_that_is_away_costs_no_request_anything(
-    chatml_tokenizer: HuggingFaceTokenizer, caplog: pytest.LogCaptureFixture
+    chatml_tokenizer: HuggingFaceTokenizer, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     caplog.set_level(logging.ERROR)
+    monkeypatch.setattr(tracing, "_CLOSE_LIMIT_S", 0.2)
     config = TracingConfig(otlp_endpoint=NOBODY_LISTENS)
     async with doors(chatml_tokenizer, config) as opened:
         for _ in range(5):
             assert await soon(ask_grpc(opened, SAMPLED)) == "OK"
             assert await soon(ask_http(opened, SAMPLED)) == "200"
         closing_s = time.monotonic()
-    assert time.monotonic() - closing_s < 6
+    assert time.monotonic() - closing_s < 4
     assert SECRET not in caplog.text

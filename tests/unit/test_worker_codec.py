@@ -6,7 +6,6 @@ from dataclasses import replace
 from itertools import pairwise
 from types import MappingProxyType
 
-import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from replica import engine_request
@@ -14,17 +13,14 @@ from replica import engine_request
 from deployments.worker_codec import (
     MAX_MESSAGE_BYTES,
     decode_output,
-    decode_state,
     decode_submit,
     encode_output,
-    encode_state,
     encode_submit,
     merge_outputs,
     split_outputs,
 )
 from llama31.chat import AnyJsonObject, FinishReason, Grammar, JsonSchema, OneOf, Regex, TokenColumns
-from llama31.engine import EngineOutput, EngineRequest, EngineState, Limits, Sampling
-from llama31.errors import Unsupported
+from llama31.engine import EngineOutput, EngineRequest, Limits, Sampling
 from llama31.worker.v1 import worker_service_pb2 as pb
 
 IDS = st.integers(0, 128_255)
@@ -36,6 +32,7 @@ REQUESTS = st.builds(
     EngineRequest,
     request_id=NAMES,
     prompt_token_ids=st.lists(IDS, max_size=20).map(tuple),
+    output_token_ids=st.lists(IDS, max_size=20).map(tuple),
     sampling=st.builds(
         Sampling,
         temperature=FLOATS,
@@ -114,20 +111,6 @@ def test_an_error_is_a_refusal_with_its_reason() -> None:
     refused = EngineOutput("a", TokenColumns(), refusal="the engine does not take it")
     assert refused.is_last
     assert decode_output(encode_output(refused, 0, 0)) == refused
-
-
-@settings(max_examples=20, deadline=None)
-@given(st.builds(EngineState, *[COUNTS] * 9), st.booleans(), st.booleans())
-def test_states_arrive_as_they_were(state: EngineState, ready: bool, draining: bool) -> None:
-    message = pb.WatchResponse.FromString(encode_state(state, 7, ready, draining).SerializeToString())
-    assert decode_state(message) == state
-    assert (message.sequence, message.ready, message.draining) == (7, ready, draining)
-
-
-def test_what_a_replica_cannot_do_is_refused() -> None:
-    with pytest.raises(Unsupported) as caught:
-        decode_submit(pb.Submit(output_token_ids=[1]))
-    assert caught.value.field == "output_token_ids"
 
 
 @settings(max_examples=50, deadline=None)

@@ -28,7 +28,7 @@ CONTROL = Group(
             "Llama31PlacementPending",
             "ticket",
             "10m",
-            "max by (model, reason) (llama31_placement_pending) > 0",
+            "max by (release, model, reason) (llama31_placement_pending) > 0",
             "{{ $labels.model }}: a replica waits for GPUs ({{ $labels.reason }})",
             "The cluster has no room for a replica that should run. `resources`: too few GPUs or CPUs are free. "
             "`layout`: no node has a tensor-parallel group free. `launching`: there is room, but no process yet.",
@@ -55,6 +55,22 @@ CONTROL = Group(
                 "Free the memory, or bring back `gpu_memory_share` and `kv_cache_dtype` of the plan.",
                 "Otherwise plan anew (`llama31 plan`) with the GPUs that are there.",
             ),
+        ),
+        Alert(
+            "Llama31AutoscalerAtItsBound",
+            "ticket",
+            "15m",
+            "max by (model) (llama31_autoscaler_wanted) > max by (model) (llama31_autoscaler_target)",
+            "{{ $labels.model }}: the autoscaler wants {{ $value }} replicas and may not have them",
+            "The demand needs more replicas than `autoscaling.max_replicas` or the cluster's room allow: first tokens "
+            "come late, and with more demand requests are refused.",
+            (
+                "Fleet overview, *Autoscaler*: wanted, target and backlog.",
+                "`sum by (reason) (rate(llama31_autoscaler_decisions_total[15m]))`: `at_max` is the configuration, "
+                "`no_room` the cluster.",
+                "`llama31 replay FILE --policy max_replicas=N`: what it would have asked for.",
+            ),
+            ("Raise `autoscaling.max_replicas`, or add nodes.", "Too much for good: lower tenants' limits."),
         ),
     ),
 )

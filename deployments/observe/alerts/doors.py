@@ -23,11 +23,13 @@ DOORS = Group(
             "Llama31IngressDown",
             "page",
             "1m",
-            f"(max by (model) (llama31_replica_ready) unless on (model) {WANTED})\n"
+            f"(max by (release, model) (llama31_replica_ready) unless on (release, model) {WANTED})\n"
+            "or on (release) (group by (release) (last_over_time(llama31_ingress_draining[1h])) "
+            "unless on (release) llama31_ingress_draining)\n"
             "or on () absent(llama31_ingress_draining)",
-            "{{ $labels.model }}: no ingress process answers",
+            "{{ $labels.release }} {{ $labels.model }}: no ingress process answers",
             "There is no front door: clients cannot connect. With a model: it has replicas, but no ingress. Without: "
-            "no ingress of any model is left.",
+            "no ingress of this release is left, or of any; a release that was uninstalled says so for an hour.",
             (
                 "`kubectl get pods -n NAMESPACE -l app.kubernetes.io/component=ingress`; Ray dashboard, *Serve*: the "
                 "deployment `ingress`.",
@@ -60,7 +62,7 @@ DOORS = Group(
             "Llama31CertificateExpiresSoon",
             "ticket",
             "1h",
-            "min by (file) (llama31_certificate_expiry_timestamp_seconds) - time() < 14 * 86400",
+            "min by (release, file) (llama31_certificate_expiry_timestamp_seconds) - time() < 14 * 86400",
             "{{ $labels.file }} expires in {{ $value | humanizeDuration }}",
             "A certificate of the doors ends within two weeks and was not renewed. Only where the doors themselves "
             "speak TLS (`access.tlsSecret` of the chart): where a gateway ends it, as in the chart's presets, watch "
@@ -72,7 +74,7 @@ DOORS = Group(
             "Llama31CertificateExpiresNow",
             "page",
             "5m",
-            "min by (file) (llama31_certificate_expiry_timestamp_seconds) - time() < 2 * 86400",
+            "min by (release, file) (llama31_certificate_expiry_timestamp_seconds) - time() < 2 * 86400",
             "{{ $labels.file }} expires in {{ $value | humanizeDuration }}",
             "A certificate of the doors ends within two days; then every client that checks it is locked out.",
             ("As for [Llama31CertificateExpiresSoon](#llama31certificateexpiressoon).",),

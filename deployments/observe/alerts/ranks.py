@@ -12,9 +12,9 @@ RANKS = Group(
             "Llama31RankDead",
             "page",
             "0m",
-            f"max by (model, rank, stage, node) ({grown('llama31_ranks_lost_total', '10m')}) > 0",
+            f"max by (release, model, rank, stage, node) ({grown('llama31_ranks_lost_total', '10m')}) > 0",
             "rank {{ $labels.rank }} (stage {{ $labels.stage }}) of {{ $labels.model }} died on {{ $labels.node }}",
-            "A rank's process ended. The whole replica is lost with it: its streams got `STREAM_INTERRUPTED`, and "
+            "A rank's process ended. The whole replica is lost with it: its streams go on elsewhere, and "
             "Serve starts the gang anew. An ingress counts it, so the news outlives the pod. Ranks that went together "
             "with their replica's own node are not known; Llama31TargetDown tells of that node.",
             (

@@ -19,10 +19,10 @@ REPLICAS = Group(
             "Llama31NoReplicaReady",
             "page",
             "5m",
-            f"{READY} == 0\nand on (model) (\n"
-            "  max by (model) (max_over_time(llama31_replica_ready[1h])) == 1\n"
-            "  or max by (model) (llama31_replicas_wanted offset 45m) > 0\n)\n"
-            f"and on (model) {WANTED} > 0",
+            f"{READY} == 0\nand on (release, model) (\n"
+            "  max by (release, model) (max_over_time(llama31_replica_ready[1h])) == 1\n"
+            "  or max by (release, model) (llama31_replicas_wanted offset 45m) > 0\n)\n"
+            f"and on (release, model) {WANTED} > 0",
             "{{ $labels.model }}: no replica takes requests",
             "Every request is refused with `NO_READY_REPLICA`. The fleet was ready within the last hour and is gone, "
             "or it should have been there for 45 minutes: longer than any cold start.",
@@ -58,7 +58,7 @@ REPLICAS = Group(
             "Llama31ReplicaCrashLoop",
             "ticket",
             "5m",
-            f"count by (model) (\n{_SHORT_LIVED}\n) >= 3",
+            f"count by (release, model) (\n{_SHORT_LIVED}\n) >= 3",
             "{{ $labels.model }}: {{ $value }} replicas came and went within 30 minutes",
             "Replicas die before they are ready or within ten minutes, again and again. Each start costs the load of "
             "all weights.",

@@ -7,9 +7,12 @@ from deployments.observe.objectives import COUNTED, FAULTY
 from deployments.observe.rule import Alert, Group
 
 _REASON_RATIO = (
-    f"sum by (model, outcome) (rate(llama31_requests_total{{{FAULTY}}}[10m]))\n"
-    f"/ on (model) group_left () sum by (model) (rate(llama31_requests_total{{{COUNTED}}}[10m]))"
+    f"sum by (release, model, outcome) (rate(llama31_requests_total{{{FAULTY}}}[10m]))\n"
+    f"/ on (release, model) group_left () sum by (release, model) (rate(llama31_requests_total{{{COUNTED}}}[10m]))"
 )
+_UNPLANNED = 'llama31_interrupted_total{cause!="draining"}'
+
+_WAITING = "sum by (release, model) (llama31_admission_waiting)"
 
 REQUESTS = Group(
     "llama31-requests",
@@ -28,10 +31,10 @@ REQUESTS = Group(
             "Llama31StreamsInterrupted",
             "ticket",
             "0m",
-            f"sum by (model, cause) ({grown('llama31_interrupted_total', '15m')}) > 5",
+            f"sum by (release, model, cause) ({grown(_UNPLANNED, '15m')}) > 5",
             "{{ $labels.model }}: {{ $value | humanize }} streams lost their replica ({{ $labels.cause }})",
-            "Streams that had begun ended with `STREAM_INTERRUPTED`, because their replica died or could not be "
-            "reached. Clients have a part of their answer and must ask again.",
+            "A replica died or could not be reached. Its streams go on elsewhere, with a pause; clients get "
+            "`STREAM_INTERRUPTED` only where no replica of equal weights was ready within `ingress.continue_within_s`.",
             (
                 "One model, *Replicas ready*: did a replica go at that time?",
                 f"{REPLICA_LOG} The cause stands in its last lines.",
@@ -46,24 +49,25 @@ REQUESTS = Group(
             "Llama31QueueGrows",
             "ticket",
             "5m",
-            "min_over_time(llama31_replica_waiting[10m]) > 0 and deriv(llama31_replica_waiting[10m]) > 0",
-            "{{ $labels.model }}: {{ $value }} requests or more wait at {{ $labels.replica }}, and more come",
-            "A replica has had no room for ten minutes and its queue gets longer: more comes than it can take.",
+            f"min_over_time({_WAITING}[10m:1m]) > 0\nand deriv({_WAITING}[10m:1m]) > 0",
+            "{{ $labels.model }}: {{ $value }} requests or more wait for room, and more come",
+            "For ten minutes requests have waited at the ingresses, and there are more and more of them: more comes "
+            "than the fleet can take. Tenants that ask for little are still served first (docs/admission.md).",
             (
-                "One model, *Waiting* for every replica: all of them, or one?",
-                "One replica, *KV cache in use*: full, or are there too many running?",
+                "Fleet overview, *Admission*: of which priority, and are requests refused (`queue_full`)?",
+                "*KV cache in use*: full in all replicas? If not: *Room leased*, which should be 1.",
                 "Board Tenants: whose requests grew?",
             ),
             (
-                "All replicas: add some (`replicas`), or lower a tenant's limits in the tenants file.",
-                "One replica: it is slow; see [Llama31EngineStuck](#llama31enginestuck).",
+                "Add replicas, or lower that tenant's limits in the tenants file.",
+                "One replica holds all up: it is slow; see [Llama31EngineStuck](#llama31enginestuck).",
             ),
         ),
         Alert(
             "Llama31QueueWaitLong",
             "ticket",
             "10m",
-            "histogram_quantile(0.95, sum by (model, le) (rate(llama31_queue_wait_seconds_bucket[10m]))) > 10",
+            "histogram_quantile(0.95, sum by (release, model, le) (rate(llama31_queue_wait_seconds_bucket[10m]))) > 10",
             "{{ $labels.model }}: one request in twenty waits over {{ $value | humanizeDuration }} for a replica",
             "Requests wait long before an engine takes them. Callers see it as a late first token.",
             ("One model, *Queue wait* beside *Running* and *Waiting*.",),

@@ -5,8 +5,9 @@ from __future__ import annotations
 # The names under which Prometheus scrapes our exporters and Ray's head.
 JOB = "llama31"
 HEAD_JOB = "llama31-head"
-# The release, as the chart's PodMonitor labels each target; without the chart no target has it.
-RELEASE = "app_kubernetes_io_instance"
+# NAMESPACE/RELEASE, with which the chart's PodMonitor labels each target, so that several releases in one Prometheus do
+# not mix. Where no target has the label, all of them count as one service.
+RELEASE = "release"
 
 
 def grown(series: str, window: str) -> str:
@@ -18,9 +19,9 @@ def grown(series: str, window: str) -> str:
     return f"({series} - last_over_time({series}[1d] offset {window}) >= 0 or {series})"
 
 
-WANTED = "max by (model) (llama31_replicas_wanted)"
+WANTED = "max by (release, model) (llama31_replicas_wanted)"
 # 0 for every model that an ingress serves, also where no replica exports anything.
-READY = f"(sum by (model) (llama31_replica_ready) or 0 * {WANTED})"
+READY = f"(sum by (release, model) (llama31_replica_ready) or 0 * {WANTED})"
 
 END_REPLICA = "End the replica: [By hand](#by-hand)."
 ROLL_BACK = "`helm rollback RELEASE -n NAMESPACE`"

@@ -57,8 +57,9 @@ template:
 {{- $ready := dict "grpc" (dict "port" 9000) }}
 {{- $started := dict "grpc" (dict "port" 9000 "service" (printf "model:%s" .Values.config.model)) }}
 {{- if .Values.access.clientCertificates }}
+{{- /* The kubelet has no certificate. */}}
 {{- $ready = dict "tcpSocket" (dict "port" 9000) }}
-{{- $started = $ready }}
+{{- $started = dict "exec" (dict "command" (list "llama31" "ready")) }}
 {{- else if .Values.access.tlsSecret }}
 {{- $ready = dict "httpGet" (dict "path" "/ready" "port" 8000 "scheme" "HTTPS") }}
 {{- $started = $ready }}

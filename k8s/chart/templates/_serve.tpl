@@ -7,7 +7,8 @@
 {{- end }}
 
 {{- define "llama31.replicas" -}}
-{{ .Values.config.replicas | default 1 | int }}
+{{- if .Values.config.autoscaling }}{{ .Values.config.autoscaling.max_replicas | int }}
+{{- else }}{{ .Values.config.replicas | default 1 | int }}{{ end }}
 {{- end }}
 
 {{- define "llama31.device" -}}
@@ -63,7 +64,11 @@ applications:
     import_path: deployments.app:build
     route_prefix: null
     deployments:
+      {{- if .Values.config.autoscaling }}
+      - {name: engine}
+      {{- else }}
       - {name: engine, num_replicas: {{ include "llama31.replicas" . }}}
+      {{- end }}
       - {name: ingress, num_replicas: {{ mul .Values.ingress.pods .Values.ingress.processesPerPod }}}
     args:
       {{- include "llama31.serviceConfig" . | nindent 6 }}

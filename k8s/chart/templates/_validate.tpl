@@ -12,6 +12,7 @@
 {{- include "llama31.validateEngine" . }}
 {{- include "llama31.validateGateway" . }}
 {{- include "llama31.validateGcs" . }}
+{{- include "llama31.validateRedisVolume" . }}
 {{- include "llama31.validateSecrets" . }}
 {{- end }}
 
@@ -104,6 +105,29 @@
 {{- fail "gcs.store is external: set secret.existing to a Secret with auth_token, cluster_token and the redis_password of that Redis" }}
 {{- end }}
 {{- end }}
+{{- end }}
+
+{{/* A StatefulSet never changes its volumes, and the API server says so in words about fields. helm template sees none. */}}
+{{- define "llama31.validateRedisVolume" -}}
+{{- $redis := lookup "apps/v1" "StatefulSet" .Release.Namespace (printf "%s-redis" .Release.Name) }}
+{{- if and $redis (eq .Values.gcs.store "redis") }}
+{{- $volume := (index $redis.spec.volumeClaimTemplates 0).spec }}
+{{- $has := dict "gcs.storageClass" ($volume.storageClassName | default "") "gcs.storage" $volume.resources.requests.storage }}
+{{- $asked := dict "gcs.storageClass" .Values.gcs.storageClass "gcs.storage" .Values.gcs.storage }}
+{{- range $value := list "gcs.storageClass" "gcs.storage" }}
+{{- $old := get $has $value }}{{ $new := get $asked $value }}
+{{- if and (ne $old $new) (ne (include "llama31.kibibytes" $old) (include "llama31.kibibytes" $new)) }}
+{{- fail (printf "%s is %q, but the volume of %s-redis was made with %q, and Kubernetes changes it in no upgrade: keep it, or do as docs/install.md says under Upgrades" $value $new $.Release.Name $old) }}
+{{- end }}
+{{- end }}
+{{- end }}
+{{- end }}
+
+{{/* Of an amount, since the API server writes 1024Mi as 1Gi; anything else as it is. */}}
+{{- define "llama31.kibibytes" -}}
+{{- if regexMatch "^[0-9]+[KMGT]i$" . }}
+{{- mul (regexFind "^[0-9]+" . | int64) (get (dict "K" 1 "M" 1024 "G" 1048576 "T" 1073741824) (trimSuffix "i" . | regexFind "[KMGT]$")) }}
+{{- else }}{{ . }}{{ end }}
 {{- end }}
 
 {{/* Pods would wait for a Secret without a word. Looked for at the first install only, in a namespace that is there;

@@ -212,7 +212,7 @@ class WatchRequest(_message.Message):
     def __init__(self, ingress_id: _Optional[str] = ...) -> None: ...
 
 class WatchResponse(_message.Message):
-    __slots__ = ("sequence", "running", "waiting", "waiting_prompt_tokens", "kv_tokens_used", "kv_tokens_total", "steps_total", "ready", "draining", "rank_silent_ms", "block_event_sequence", "block_snapshot", "blocks_stored", "blocks_dropped", "kv_token_credit", "prompt_tokens_total", "output_tokens_total", "cached_prompt_tokens_total")
+    __slots__ = ("sequence", "running", "waiting", "waiting_prompt_tokens", "kv_tokens_used", "kv_tokens_total", "steps_total", "ready", "draining", "rank_silent_ms", "block_event_sequence", "block_snapshot", "blocks_stored", "blocks_dropped", "kv_token_credit", "prompt_tokens_total", "output_tokens_total", "cached_prompt_tokens_total", "prefill_tokens", "step_speed")
     SEQUENCE_FIELD_NUMBER: _ClassVar[int]
     RUNNING_FIELD_NUMBER: _ClassVar[int]
     WAITING_FIELD_NUMBER: _ClassVar[int]
@@ -231,6 +231,8 @@ class WatchResponse(_message.Message):
     PROMPT_TOKENS_TOTAL_FIELD_NUMBER: _ClassVar[int]
     OUTPUT_TOKENS_TOTAL_FIELD_NUMBER: _ClassVar[int]
     CACHED_PROMPT_TOKENS_TOTAL_FIELD_NUMBER: _ClassVar[int]
+    PREFILL_TOKENS_FIELD_NUMBER: _ClassVar[int]
+    STEP_SPEED_FIELD_NUMBER: _ClassVar[int]
     sequence: int
     running: int
     waiting: int
@@ -249,4 +251,20 @@ class WatchResponse(_message.Message):
     prompt_tokens_total: int
     output_tokens_total: int
     cached_prompt_tokens_total: int
-    def __init__(self, sequence: _Optional[int] = ..., running: _Optional[int] = ..., waiting: _Optional[int] = ..., waiting_prompt_tokens: _Optional[int] = ..., kv_tokens_used: _Optional[int] = ..., kv_tokens_total: _Optional[int] = ..., steps_total: _Optional[int] = ..., ready: _Optional[bool] = ..., draining: _Optional[bool] = ..., rank_silent_ms: _Optional[_Iterable[int]] = ..., block_event_sequence: _Optional[int] = ..., block_snapshot: _Optional[bool] = ..., blocks_stored: _Optional[_Iterable[int]] = ..., blocks_dropped: _Optional[_Iterable[int]] = ..., kv_token_credit: _Optional[int] = ..., prompt_tokens_total: _Optional[int] = ..., output_tokens_total: _Optional[int] = ..., cached_prompt_tokens_total: _Optional[int] = ...) -> None: ...
+    prefill_tokens: int
+    step_speed: StepSpeed
+    def __init__(self, sequence: _Optional[int] = ..., running: _Optional[int] = ..., waiting: _Optional[int] = ..., waiting_prompt_tokens: _Optional[int] = ..., kv_tokens_used: _Optional[int] = ..., kv_tokens_total: _Optional[int] = ..., steps_total: _Optional[int] = ..., ready: _Optional[bool] = ..., draining: _Optional[bool] = ..., rank_silent_ms: _Optional[_Iterable[int]] = ..., block_event_sequence: _Optional[int] = ..., block_snapshot: _Optional[bool] = ..., blocks_stored: _Optional[_Iterable[int]] = ..., blocks_dropped: _Optional[_Iterable[int]] = ..., kv_token_credit: _Optional[int] = ..., prompt_tokens_total: _Optional[int] = ..., output_tokens_total: _Optional[int] = ..., cached_prompt_tokens_total: _Optional[int] = ..., prefill_tokens: _Optional[int] = ..., step_speed: _Optional[_Union[StepSpeed, _Mapping]] = ...) -> None: ...
+
+class StepSpeed(_message.Message):
+    __slots__ = ("fixed", "prefill_token", "sequence", "context_token", "max_step_tokens")
+    FIXED_FIELD_NUMBER: _ClassVar[int]
+    PREFILL_TOKEN_FIELD_NUMBER: _ClassVar[int]
+    SEQUENCE_FIELD_NUMBER: _ClassVar[int]
+    CONTEXT_TOKEN_FIELD_NUMBER: _ClassVar[int]
+    MAX_STEP_TOKENS_FIELD_NUMBER: _ClassVar[int]
+    fixed: float
+    prefill_token: float
+    sequence: float
+    context_token: float
+    max_step_tokens: int
+    def __init__(self, fixed: _Optional[float] = ..., prefill_token: _Optional[float] = ..., sequence: _Optional[float] = ..., context_token: _Optional[float] = ..., max_step_tokens: _Optional[int] = ...) -> None: ...
