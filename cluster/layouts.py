@@ -90,12 +90,13 @@ class Rejected:
 def specs_of(model: str) -> tuple[ModelSpec, ...]:
     """ "8b", "70b" and "405b" mean every dtype of that size, a full name just that row. Raises: ConfigInvalid."""
     name = model.strip().lower()
-    if name in SPECS:
+    known = [row for row in SPECS if row.startswith(f"{FAMILY}-")]
+    if name in known:
         return (SPECS[name],)
     base = f"{FAMILY}-{name}"
-    found = tuple(spec for spec in SPECS.values() if spec.name == base or spec.name.startswith(f"{base}-"))
+    found = tuple(SPECS[row] for row in known if row == base or row.startswith(f"{base}-"))
     if not found:
-        raise ConfigInvalid(f"model {model!r} is not known: write 8b, 70b or 405b, or one of {', '.join(SPECS)}")
+        raise ConfigInvalid(f"model {model!r} is not known: write 8b, 70b or 405b, or one of {', '.join(known)}")
     return found
 
 

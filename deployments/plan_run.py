@@ -44,8 +44,10 @@ def run_plan(options: argparse.Namespace) -> int:
 
         for file in draw_frontier(question, answer, options.plot):
             progress(f"drew {file}")
-    _write(_text(options, question, answer), options.out)
-    if answer.plans:
+    holds = bool(answer.plans)
+    # A file that others will read as a configuration holds one, or is not written.
+    _write(_text(options, question, answer), options.out if holds or options.emit is None else None)
+    if holds:
         return 0
     print(f"llama31: no plan holds. Closest: {plan_page.nearest_miss(answer)}", file=sys.stderr)
     return EXIT_NO_PLAN

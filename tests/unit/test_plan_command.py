@@ -67,6 +67,7 @@ def test_without_a_rate_it_tells_how_much_there_is(capsys: Captured) -> None:
     ("options", "words"),
     [
         (["--hardware", "2x8xB300"], "GPU 'B300' is not known: there are H100-80GB, H200-141GB, A100-80GB"),
+        (["--hardware", "1x8xH100", "--max-gpu-hours", "1", "--rate", "1"], "the budget gives 0.04167"),
         (["--hardware", "many"], "hardware 'many' is not understood: write 2x8xH100-80GB"),
         (["--context", "200000"], "context 200,000 is beyond llama-3.1-8b's 131,072 tokens"),
         (["--dtype", "int4"], "--dtype 'int4': there are bf16, fp8-ffn, fp8"),
@@ -100,6 +101,13 @@ def test_an_objective_that_nothing_meets_ends_with_the_closest_and_an_exit_code(
     assert "llama31: no plan holds. Closest: llama-3.1-8b tp2 on H100-80GB" in err
     assert "one sequence alone gets a token every " in out
     assert "> 1 ms" in out
+
+
+def test_no_plan_no_file(tmp_path: Path, capsys: Captured) -> None:
+    file = tmp_path / "plan.yaml"
+    assert main([*ASK_8B, "--rate", "1", "--itl", "0.001", "--emit", "config", "--out", str(file)]) == 1
+    assert "No plan holds." in capsys.readouterr().out
+    assert not file.exists()
 
 
 def test_405b_on_one_node_of_h100_says_what_would_hold_it(capsys: Captured) -> None:
