@@ -16,12 +16,13 @@ from cluster.placement import replica_bundles
 from deployments.autoscaler import engine_count
 from deployments.check import memory_faults
 from deployments.config import METRICS_VARIABLE, ServiceConfig, node_dir, parse_config
+from deployments.directory import SERVE_APPLICATION, SERVE_ENGINE
 from deployments.engine_server import EngineServer
 from deployments.ingress_server import SHUTDOWN_MARGIN_S, IngressServer
 from llama31.errors import ConfigInvalid
 
-APP_NAME = "llama31"
-INGRESS, ENGINE = DEPLOYMENT_NAMES = ("ingress", "engine")
+APP_NAME = SERVE_APPLICATION
+INGRESS, ENGINE = DEPLOYMENT_NAMES = ("ingress", SERVE_ENGINE)
 HEALTH_PERIOD_S = 5.0
 INGRESS_CPUS = 0.5
 

@@ -80,8 +80,8 @@ def nodes_needed(config: ServiceConfig) -> int:
     return -(-plan.pp // stages_per_node)
 
 
-def check_room(config: ServiceConfig, topology: Topology) -> None:
-    """Checks that the cluster holds every replica now. Raises: PlacementRefused."""
+def check_room(config: ServiceConfig, topology: Topology, replicas: int | None = None) -> None:
+    """Checks that the cluster holds every replica now, or so many more. Raises: PlacementRefused."""
     engine, ingress = config.engine, config.ingress
     doors = _labelled(topology, ingress.node_labels, "ingress.node_labels")
     room = len(doors.nodes) * (ingress.max_per_node or ingress.replicas)
@@ -93,7 +93,8 @@ def check_room(config: ServiceConfig, topology: Topology) -> None:
         )
     nodes = _labelled(topology, engine.node_labels, "engine.node_labels")
     if engine.kind == "vllm":
-        place_replicas(nodes, config.parallel_plan, config.first_replicas, engine.replica_cpus, engine.rank_cpus)
+        wanted = config.first_replicas if replicas is None else replicas
+        place_replicas(nodes, config.parallel_plan, wanted, engine.replica_cpus, engine.rank_cpus)
 
 
 def _labelled(topology: Topology, labels: Mapping[str, str], key: str) -> Topology:
@@ -114,10 +115,10 @@ def _own_labels(node: NodeSnapshot) -> str:
     return ", ".join(own) or "no labels of their own"
 
 
-def what_is_missing(config: ServiceConfig, topology: Topology) -> str:
-    """Empty if the cluster holds every replica now, else the refusal in words."""
+def what_is_missing(config: ServiceConfig, topology: Topology, replicas: int | None = None) -> str:
+    """Empty if the cluster holds every replica now, or so many more; else the refusal in words."""
     try:
-        check_room(config, topology)
+        check_room(config, topology, replicas)
     except PlacementRefused as refusal:
         return str(refusal)
     return ""

@@ -1,4 +1,4 @@
-"""What can an operator type? `llama31 serve | chat | status | observe | ready | replay | drain | demo | ..`."""
+"""What can an operator type? `llama31 serve | plan | verify | chat | status | observe | ready | replay | ..`."""
 
 from __future__ import annotations
 
@@ -16,6 +16,8 @@ from pathlib import Path
 from deployments import check, commands, version
 from deployments.client_access import Tls
 from deployments.config import ServiceConfig, load_config, node_dir, shipped_configs
+from deployments.plan_command import add_plan
+from deployments.verify_command import add_verify
 from deployments.weights import prepare_standin_weights
 from llama31.errors import ConfigInvalid, Llama31Error
 
@@ -52,6 +54,8 @@ def build_parser() -> argparse.ArgumentParser:
     _add_drain(subparsers.add_parser("drain", help="ask this node's ingress processes to leave, and wait for them"))
     _add_keys(subparsers.add_parser("keys", help="make API keys for tenants"))
     _add_weights(subparsers.add_parser("weights", help="prepare, fetch or check the weights"))
+    add_plan(subparsers.add_parser("plan", help="which plan serves a model on given GPUs within an SLO"))
+    add_verify(subparsers.add_parser("verify", help="does the running service keep its plan; 1 on drift"))
     _add_version(
         subparsers.add_parser("version", help="what is installed here, and which GPUs; 1 if a part is missing")
     )

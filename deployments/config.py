@@ -18,6 +18,7 @@ from deployments.config_sections import (
     HardwareConfig,
     IngressConfig,
     LocalClusterConfig,
+    PlannedConfig,
     RouterConfig,
     Section,
     TracingConfig,
@@ -48,6 +49,7 @@ class ServiceConfig(Section):
     energy: EnergyConfig | None = EnergyConfig()
     local_cluster: LocalClusterConfig | None = None
     tracing: TracingConfig | None = None
+    planned: PlannedConfig | None = None
     autoscaling: AutoscalingConfig | None = None
 
     @model_validator(mode="after")
@@ -166,6 +168,11 @@ def read_yaml(path: str, hint: str = "") -> dict[str, Any]:
         raise ConfigInvalid(f"{path}: {error.strerror}{hint}") from None
     except UnicodeDecodeError:
         raise ConfigInvalid(f"{path} is not text in UTF-8") from None
+
+
+def yaml_text(tree: dict[str, Any]) -> str:
+    """A tree as `read_yaml` reads it, keys in their order."""
+    return yaml.safe_dump(tree, sort_keys=False)
 
 
 def fault_lines(error: ValidationError) -> str:

@@ -69,6 +69,9 @@ class EngineConfig(Section):
     replica_cpus: float = Field(default=1.0, gt=0)
     rank_cpus: float = Field(default=1.0, ge=0)
     step_timeout_s: int = Field(default=60, ge=1, description="a step that takes longer ends the engine")
+    placement_timeout_s: int = Field(
+        default=900, ge=1, description="a replica that has found no room for all its ranks by then is reported in words"
+    )
     node_labels: NodeLabels = {}
     script: ScriptConfig = ScriptConfig()
 
@@ -230,3 +233,13 @@ class TracingConfig(Section):
 
     otlp_endpoint: Annotated[str, AfterValidator(_is_otlp_endpoint), Field(description="of a collector, over gRPC")]
     sample_ratio: float = Field(default=1.0, ge=0, le=1, description="of requests whose caller did not decide")
+
+
+class PlannedConfig(Section):
+    """What `llama31 plan` promised of this service; `llama31 verify` and an alert compare it with what runs."""
+
+    kv_tokens: int = Field(ge=0, description="of each replica")
+    rate_per_s: float = Field(gt=0, description="requests/s of the whole service")
+    ttft_p99_s: float = Field(gt=0)
+    itl_p99_s: float = Field(gt=0)
+    output_tokens_per_s: float = Field(gt=0, description="of the whole service at that rate")

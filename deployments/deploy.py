@@ -16,14 +16,21 @@ from ray.exceptions import RayError
 
 from cluster.ray_cluster import snapshot
 from deployments.app import APP_NAME, build_app
-from deployments.check import check_room
+from deployments.check import check_room, what_is_missing
 from deployments.config import ServiceConfig
-from deployments.directory import IngressRecord, ReplicaRecord, find_directory, open_directory
-from llama31.errors import EngineFailed
+from deployments.directory import (
+    IngressRecord,
+    ReplicaRecord,
+    find_directory,
+    left_group_sweeper,
+    open_directory,
+)
+from llama31.errors import EngineFailed, PlacementRefused
 
 Progress = Callable[[str], None]
 READY_TIMEOUT_S = 1800.0
 POLL_S = 0.3
+LOOK_AGAIN_S = 2.0
 
 
 class RunningApplication:
@@ -44,6 +51,7 @@ class RunningApplication:
         """
         config = self._config
         try:
+            sweep_left_groups()
             check_room(config, snapshot())
             logging.getLogger("ray.serve").setLevel(logging.ERROR)
             self._progress(f"deploying {config.first_replicas} x {config.model} as {config.plan}")
@@ -72,9 +80,11 @@ class RunningApplication:
     def _wait_ready(self) -> IngressRecord:
         """Shows each change of each replica; fails as soon as one says why it cannot start."""
         shown: dict[str, str] = {}
-        deadline_s = time.monotonic() + READY_TIMEOUT_S
-        while time.monotonic() < deadline_s:
+        began_s = time.monotonic()
+        while time.monotonic() < began_s + READY_TIMEOUT_S:
             records = read_directory()
+            if len(records) < self._config.replicas:
+                self._check_patience(time.monotonic() - began_s, len(records))
             for record in records:
                 line = f"replica {record.replica_id}: {record.phase} {record.detail}".rstrip()
                 if shown.get(record.replica_id) != line:
@@ -92,6 +102,27 @@ class RunningApplication:
                     return ingresses[0]
             time.sleep(POLL_S)
         raise EngineFailed(f"not ready after {READY_TIMEOUT_S:g} s; see the Ray dashboard")
+
+    def _check_patience(self, waited_s: float, there: int) -> None:
+        """Raises: PlacementRefused if replicas have waited long enough for their placement groups."""
+        config = self._config
+        if waited_s < config.engine.placement_timeout_s:
+            return
+        missing = config.replicas - there
+        why = what_is_missing(config, snapshot(), missing) or "the cluster has room for them, but Ray gave none"
+        raise PlacementRefused(
+            f"{missing} of {config.replicas} replicas have no placement group after {waited_s:.0f} s "
+            f"(engine.placement_timeout_s). {why}"
+        )
+
+
+def sweep_left_groups() -> None:
+    """What a service that ended in a hurry left on the joined cluster must not stand in this one's way."""
+    sweeper = left_group_sweeper()
+    sweeper.look()
+    if sweeper.suspects:
+        time.sleep(LOOK_AGAIN_S)
+        sweeper.look()
 
 
 def read_directory() -> tuple[ReplicaRecord, ...]:

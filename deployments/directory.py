@@ -10,9 +10,10 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import logging
 import secrets
 from collections import deque
-from collections.abc import Awaitable
+from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -20,16 +21,22 @@ import ray
 from ray.actor import ActorHandle
 from ray.exceptions import RayError
 
+from cluster.left_groups import GroupSweeper
 from deployments.config import cluster_token
 from deployments.demand import DemandReport
 from llama31.engine import RankReport
 
+log = logging.getLogger("llama31.directory")
+
 NAME = "replica-directory"
+# What Serve calls the service and its engine replicas.
+SERVE_APPLICATION, SERVE_ENGINE = "llama31", "engine"
 NAMESPACE = "llama31"
 ANNOUNCE_EVERY_S = 2.0
 EXPIRE_AFTER_S = 6.0
 POLL_S = 30.0
 ANSWER_S = 5.0
+SWEEP_EVERY_S = 15.0
 SCALINGS_KEPT = 100
 
 Phase = Literal["starting", "loading", "warming up", "ready", "draining", "failed"]
@@ -92,8 +99,11 @@ class Scaling:
 class Directory:
     """The actor's state: the latest record of all that announced themselves lately."""
 
-    def __init__(self, token: str = "") -> None:
+    def __init__(self, token: str = "", sweep: Callable[[], int] | None = None) -> None:
+        """`sweep` blocks; it is called from time to time, in a thread, once somebody has announced itself."""
         self._token = token
+        self._sweep = sweep
+        self._sweeping: asyncio.Task[None] | None = None
         self._records: dict[str, tuple[float, ReplicaRecord]] = {}
         self._ingresses: dict[str, tuple[float, IngressRecord]] = {}
         self._losses: list[tuple[str, RankReport]] = []
@@ -108,6 +118,8 @@ class Directory:
 
     async def announce(self, record: ReplicaRecord) -> None:
         """Takes a record; only a change wakes those who wait."""
+        if self._sweep is not None and self._sweeping is None:
+            self._sweeping = asyncio.create_task(self._keep_sweeping(self._sweep))
         known = self._records.get(record.replica_id)
         self._records[record.replica_id] = (_now_s(), record)
         if known is None or known[1] != record:
@@ -157,6 +169,20 @@ class Directory:
         losses, self._losses = tuple(self._losses), []
         return losses
 
+    def close(self) -> None:
+        """Ends what it does by itself."""
+        if self._sweeping is not None:
+            self._sweeping.cancel()
+
+    async def _keep_sweeping(self, sweep: Callable[[], int]) -> None:
+        while True:
+            try:
+                if removed := await asyncio.to_thread(sweep):
+                    log.warning("removed %d placement groups that dead replicas had left", removed)
+            except Exception as error:  # whatever keeps Ray from answering; the next look finds them
+                log.warning("no look for left placement groups: %s", type(error).__name__)
+            await asyncio.sleep(SWEEP_EVERY_S)
+
     async def report_demand(self, ingress_id: str, report: DemandReport) -> None:
         """What an ingress counted, for the autoscaler."""
         self._demand[ingress_id] = (_now_s(), report)
@@ -202,7 +228,12 @@ def open_directory() -> ActorHandle[Any]:
         max_restarts=-1,
         max_concurrency=1000,
         num_cpus=0,
-    ).remote(cluster_token() or secrets.token_hex(32))
+    ).remote(cluster_token() or secrets.token_hex(32), left_group_sweeper().look)
+
+
+def left_group_sweeper() -> GroupSweeper:
+    """Removes the placement groups that dead engine replicas of this service have left."""
+    return GroupSweeper(SERVE_APPLICATION, SERVE_ENGINE)
 
 
 async def told(answer: Awaitable[None]) -> bool:

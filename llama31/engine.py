@@ -88,7 +88,7 @@ class EngineOutput:
 
 @dataclass(frozen=True, slots=True)
 class RankReport:
-    """Where one rank runs, told by the rank itself."""
+    """Where one rank runs, told by the rank itself; `gpu` is the number of its device on the node."""
 
     rank: int
     stage: int
@@ -97,6 +97,7 @@ class RankReport:
     node_ip: str
     pid: int
     device: str
+    gpu: int | None = None
 
 
 @dataclass(frozen=True, slots=True)

@@ -34,6 +34,7 @@ def _open_beacon(vllm_config: VllmConfig, rank: int, local_rank: int) -> RankBea
         node_ip=ray.util.get_node_ip_address(),
         pid=os.getpid(),
         device=f"{current_platform.device_name}:{local_rank}",
+        gpu=next((int(gpu) for gpu in context.get_accelerator_ids()["GPU"] if gpu.isdecimal()), None),
     )
     return RankBeacon(RankLinkAddress(**vllm_config.additional_config[CONFIG_KEY]), report)
 

@@ -222,6 +222,27 @@ CASES: tuple[Case, ...] = (
         "15m",
     ),
     Case(
+        "Llama31KvBelowPlan",
+        "one of two replicas has less than planned",
+        {
+            of_replica("llama31_replica_kv_total_tokens"): "400000x30",
+            of_model("llama31_replica_kv_total_tokens", replica="other"): "465000x30",
+            of_model("llama31_planned_kv_tokens", instance=NODE): "465000x30",
+        },
+        "20m",
+        (OF_MODEL | TICKET,),
+    ),
+    Case(
+        "Llama31KvBelowPlan",
+        "blocks are rounded down",
+        {
+            of_replica("llama31_replica_kv_total_tokens"): "464992x30",
+            of_model("llama31_planned_kv_tokens", instance=NODE): "465000x30",
+        },
+        "20m",
+    ),
+    Case("Llama31KvBelowPlan", "no plan", {of_replica("llama31_replica_kv_total_tokens"): "400000x30"}, "20m"),
+    Case(
         "Llama31AutoscalerAtItsBound",
         "wants five, may have four",
         {of_model("llama31_autoscaler_wanted"): "5x30", of_model("llama31_autoscaler_target"): "4x30"},

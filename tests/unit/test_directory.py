@@ -11,7 +11,7 @@ from ray.exceptions import RayActorError
 from deployments import directory as directory_module
 from deployments.directory import EXPIRE_AFTER_S, Directory, IngressRecord, ReplicaRecord, WorkerAddress, told
 from llama31.engine import RankReport
-from tests.waiting import soon
+from tests.waiting import soon, until
 
 FIRST = ReplicaRecord("replica-1", 1, "model", "tp1", "starting")
 SECOND = replace(FIRST, replica_id="replica-2")
@@ -158,3 +158,21 @@ async def test_a_lost_rank_is_given_to_one_ingress_alone() -> None:
     await directory.withdraw("replica-1")
     assert await directory.take_losses() == (("model", first), ("model", second))
     assert await directory.take_losses() == ()
+
+
+async def test_left_groups_are_looked_for_while_replicas_announce_themselves() -> None:
+    looks: list[int] = []
+
+    def sweep() -> int:
+        looks.append(1)
+        if len(looks) == 1:
+            raise RuntimeError("Ray is away")
+        return 1
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(directory_module, "SWEEP_EVERY_S", 0.001)
+        directory = Directory(sweep=sweep)
+        assert not looks
+        await directory.announce(FIRST)
+        await until(lambda: len(looks) > 2)
+        directory.close()

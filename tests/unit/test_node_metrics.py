@@ -19,7 +19,7 @@ from replica import MODEL, gateway_config, process_metrics, sample
 
 from cluster.energy import Footprint, PowerEnvelope
 from cluster.policy import NodeSnapshot, Topology
-from deployments.config import METRICS_VARIABLE
+from deployments.config import METRICS_VARIABLE, parse_config
 from deployments.directory import Phase, ReplicaRecord
 from deployments.ingress_metrics import IngressMetrics
 from deployments.metric_table import METRICS
@@ -337,6 +337,22 @@ def test_replicas_without_a_process_and_why(phases: list, nodes: list, expected:
     assert {reason: value for reason, value in shown.items() if value} == expected
     assert sample("llama31_gpus", state="free") == sum(n.gpus_free for n in nodes)
     assert sample("llama31_gpus", state="used") == sum(8 - n.gpus_free for n in nodes)
+
+
+def test_the_log_says_what_is_missing_once_replicas_have_waited_long_enough(caplog: pytest.LogCaptureFixture) -> None:
+    tree = {"model": "llama-3.1-8b", "plan": "tp2", "engine": {"placement_timeout_s": 60}}
+    full, now_s = Topology((node("a", 1),)), [0.0]
+    ingress = IngressMetrics(
+        parse_config(tree, "test"), process_metrics(), "i", {}, Replicas(2), lambda: full, lambda: now_s[0]
+    )
+    said = []
+    for now_s[0] in (0.0, 59.0, 60.0, 100.0, 120.0):
+        caplog.clear()
+        ingress.count_cluster(full)
+        said.append([record.getMessage() for record in caplog.records])
+    assert [len(lines) for lines in said] == [0, 0, 1, 0, 1]
+    assert said[2][0].startswith("2 replicas are missing since 60 s or more: tp2 needs 1 x 2 GPUs")
+    assert "lacks 1 GPUs. What would help: free GPUs that others hold" in said[2][0]
 
 
 def test_which_nodes_need_an_exporter() -> None:

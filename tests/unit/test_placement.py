@@ -3,14 +3,20 @@
 from __future__ import annotations
 
 from collections import Counter
+from collections.abc import Sequence
 from itertools import permutations, product
+from random import Random
 
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from ray.serve._private.common import DeploymentID, ReplicaID
 
+from cluster.left_groups import groups_without_replica
 from cluster.placement import check_landed, order_bundles, place_replicas, replica_bundles, stages_by_node
 from cluster.policy import NodeSnapshot, Topology
+from cluster.topology import ISLAND_LABEL, RACK_LABEL, Gang, Room
+from deployments.directory import SERVE_APPLICATION, SERVE_ENGINE
 from llama31.engine import RankReport
 from llama31.errors import PlacementRefused
 from llama31.parallel import ParallelPlan
@@ -18,8 +24,12 @@ from llama31.parallel import ParallelPlan
 Placement = tuple[tuple[str, ...], ...]
 
 
-def node(name: str, gpus: float, cpus: float = 64, gpus_total: float | None = None) -> NodeSnapshot:
-    return NodeSnapshot(name, f"10.0.0.{name}", cpus, cpus, gpus if gpus_total is None else gpus_total, gpus)
+def node(
+    name: str, gpus: float, cpus: float = 64, gpus_total: float | None = None, island: int | str = "", rack: str = ""
+) -> NodeSnapshot:
+    labels = {key: str(value) for key, value in ((ISLAND_LABEL, island), (RACK_LABEL, rack)) if value != ""}
+    total = gpus if gpus_total is None else gpus_total
+    return NodeSnapshot(name, f"10.0.0.{name}", cpus, cpus, total, gpus, labels)
 
 
 def plan(text: str) -> ParallelPlan:
@@ -51,6 +61,21 @@ def refusal(nodes: list[NodeSnapshot], text: str, replicas: int = 1, cpus: float
         ([node("1", 2, cpus=2), node("2", 4, cpus=3)], "tp2", 1, (("2",),)),
         # ... but any node if there are several.
         ([node("1", 2, cpus=2), node("2", 2, cpus=2), node("3", 0, cpus=1)], "tp2pp2", 1, (("1", "2"),)),
+        # Groups stay inside islands: 8 GPUs in islands of 4 hold two groups of 3, 6 free ones only one.
+        ([node("1", 8, island=4)], "tp3", 2, (("1",), ("1",))),
+        ([node("1", 6, gpus_total=8, island=4), node("2", 8)], "tp3", 2, (("1",), ("2",))),
+        ([node("1", 5, gpus_total=8, island=4), node("2", 8)], "tp4", 2, (("1",), ("2",))),
+        # Stages stay in one rack, the fullest that holds them, although fuller nodes are elsewhere.
+        (
+            [node("1", 4, rack="a"), node("2", 2, rack="b"), node("3", 4, rack="a"), node("4", 2, rack="c")],
+            "tp2pp2",
+            2,
+            (("1", "1"), ("3", "3")),
+        ),
+        ([node("1", 2, rack="b"), node("2", 2, rack="a"), node("3", 2, rack="b")], "tp2pp2", 1, (("1", "3"),)),
+        # No rack holds both, or labels do not tell: any nodes.
+        ([node("1", 2, rack="a"), node("2", 2, rack="b")], "tp2pp2", 1, (("1", "2"),)),
+        ([node("1", 2), node("2", 2, rack="b"), node("3", 2)], "tp2pp2", 1, (("1", "2"),)),
     ],
 )
 def test_placements(nodes: list[NodeSnapshot], text: str, replicas: int, expected: Placement) -> None:
@@ -66,6 +91,26 @@ def test_placements(nodes: list[NodeSnapshot], text: str, replicas: int, expecte
         ([node("1", 4), node("2", 4)], "tp8", 1, ("each group of 8 on one node", "a plan whose TP group fits a node")),
         ([node("1", 1, gpus_total=8)], "tp2", 1, ("1 of 8 GPUs free", "free GPUs that others hold")),
         ([node("1", 2)], "tp1", 3, ("replica 3 of 3 does not fit", "add nodes: 3 GPUs")),
+        (
+            [node("1", 8), node("2", 8, gpus_total=16, cpus=3)],
+            "tp8pp2",
+            1,
+            ("stage 1 of 2 (8 GPUs, 8 CPUs) finds no node", "(2): 8 of 16 GPUs free, 3 CPUs free, lacks 5 CPUs"),
+        ),
+        ([node("1", 2, cpus=1)], "tp2", 1, ("the only stage (2 GPUs, 3 CPUs) finds no node", "lacks 2 CPUs")),
+        (
+            [node("1", 2, cpus=0.5), node("2", 2, cpus=0.5)],
+            "pp2",
+            1,
+            ("the replica's own process (1 CPUs) finds no node", "lacks 0.5 CPUs"),
+        ),
+        (
+            [node("1", 8, island=4)],
+            "tp8",
+            1,
+            ("lacks an NVLink island with 8 free GPUs", "its NVLink islands: tp 4 at most here"),
+        ),
+        ([node("1", 8, island="four")], "tp8", 1, ("label llama31/nvlink-island-gpus is 'four', not a number",)),
         ([node("1", 8, cpus=4)], "tp4", 1, ("4 CPUs free", "more CPUs (1 CPU for the replica and 1 for each rank)")),
     ],
 )
@@ -73,7 +118,7 @@ def test_refusals_say_what_is_there_and_what_helps(
     nodes: list[NodeSnapshot], text: str, replicas: int, words: tuple[str, ...]
 ) -> None:
     message = refusal(nodes, text, replicas)
-    for part in (*words, "The cluster has: ", "What would help: "):
+    for part in words if "label" in message else (*words, "The cluster has: ", "What would help: "):
         assert part in message
 
 
@@ -136,6 +181,59 @@ def check_against_every_assignment(
         assert fits(topology, parallel, placed, cpus, rank_cpus)
 
 
+LABELLED = st.lists(
+    st.tuples(st.integers(0, 8), st.integers(0, 8), st.sampled_from((1, 2, 3, 4, 8)), st.sampled_from("abc")),
+    max_size=5,
+).map(
+    lambda rows: tuple(
+        node(str(i), max(total - used, 0), gpus_total=total, island=island, rack=rack)
+        for i, (total, used, island, rack) in enumerate(rows)
+    )
+)
+
+
+@settings(max_examples=50, deadline=None)
+@given(LABELLED, PLANS, st.integers(1, 3), st.randoms(use_true_random=False))
+def test_the_order_of_nodes_does_not_matter(
+    nodes: tuple[NodeSnapshot, ...], parallel: ParallelPlan, replicas: int, dice: Random
+) -> None:
+    shuffled = list(nodes)
+    dice.shuffle(shuffled)
+    assert outcome(nodes, parallel, replicas) == outcome(shuffled, parallel, replicas)
+
+
+@settings(max_examples=50, deadline=None)
+@given(LABELLED, PLANS)
+def test_groups_fit_islands_and_stages_a_rack_that_holds_them(
+    nodes: tuple[NodeSnapshot, ...], parallel: ParallelPlan
+) -> None:
+    placed = outcome(nodes, parallel, 1)
+    by_id = {n.node_id: n for n in nodes}
+    alone = {rack: outcome([n for n in nodes if n.labels[RACK_LABEL] == rack], parallel, 1) for rack in "abc"}
+    if placed is None:
+        assert not any(alone.values())
+        return
+    for node_id, stages in Counter(placed[0]).items():
+        one = Topology((by_id[node_id],))
+        assert int(by_id[node_id].labels[ISLAND_LABEL]) >= parallel.tp
+        assert place_replicas(one, ParallelPlan(parallel.tp), stages, 1.0, 1.0), "its islands hold so many groups"
+    if any(alone.values()):
+        assert len({by_id[node_id].labels[RACK_LABEL] for node_id in placed[0]}) == 1
+
+
+def outcome(nodes: Sequence[NodeSnapshot], parallel: ParallelPlan, replicas: int) -> Placement | None:
+    try:
+        return place_replicas(Topology(tuple(nodes)), parallel, replicas, 1.0, 1.0)
+    except PlacementRefused:
+        return None
+
+
+def test_a_refused_gang_takes_nothing() -> None:
+    room = Room(Topology((node("1", 2), node("2", 1))))
+    assert room.place(Gang(plan("tp2pp2"), 1.0, 1.0)) is None
+    assert room.place(Gang(plan("tp2"), 1.0, 1.0)) == ("1",)
+
+
 @pytest.mark.parametrize(("text", "strategy"), [("tp1", "STRICT_PACK"), ("tp8", "STRICT_PACK"), ("tp2pp2", "PACK")])
 def test_a_replica_is_one_gang(text: str, strategy: str) -> None:
     bundles = replica_bundles(plan(text), replica_cpus=1.5, rank_cpus=0.5)
@@ -171,8 +269,14 @@ def test_a_straddling_group_is_named() -> None:
         order_bundles(["node-aaaa", "node-bbbb", "node-aaaa", "node-aaaa"], plan("tp2pp2"))
 
 
-def report(rank: int, node_id: str, tp: int = 2) -> RankReport:
-    return RankReport(rank, rank // tp, rank % tp, node_id, "10.0.0.1", 100 + rank, "cpu")
+def test_stages_of_a_rack_follow_each_other() -> None:
+    racks = Topology((node("x", 1, rack="r1"), node("y", 1, rack="r2"), node("z", 1, rack="r1")))
+    assert order_bundles(["x", "y", "z"], plan("pp3"), racks) == (0, 2, 1)
+    assert order_bundles(["x", "y", "z"], plan("pp3")) == (0, 1, 2)
+
+
+def report(rank: int, node_id: str, tp: int = 2, gpu: int | None = None) -> RankReport:
+    return RankReport(rank, rank // tp, rank % tp, node_id, "10.0.0.1", 100 + rank, "cpu", gpu)
 
 
 LANDED = [report(0, "a"), report(1, "a"), report(2, "b"), report(3, "b")]
@@ -195,3 +299,29 @@ def test_ranks_that_landed_as_placed() -> None:
 def test_ranks_that_did_not_land(reports: list[RankReport], words: str) -> None:
     with pytest.raises(PlacementRefused, match=words):
         check_landed(reports, plan("tp2pp2"))
+
+
+def test_a_group_that_straddles_islands_is_named() -> None:
+    across = [report(0, "a", gpu=3), report(1, "a", gpu=4)]
+    check_landed(across, plan("tp2"), Topology((node("a", 8),)))
+    check_landed(across, plan("tp2"), Topology((node("a", 8, island=8),)))
+    with pytest.raises(PlacementRefused, match=r"stage 0 of tp2 landed on GPUs 3, 4 of node 10\.0\.0\.a, in different"):
+        check_landed(across, plan("tp2"), Topology((node("a", 8, island=4),)))
+
+
+def test_only_groups_of_our_own_dead_replicas_count_as_left() -> None:
+    groups = {
+        "1": "SERVE_REPLICA::llama31#engine#dead",
+        "2": "SERVE_REPLICA::llama31#engine#alive",
+        "3": "SERVE_REPLICA::llama31#engineer#dead",
+        "4": "SERVE_REPLICA::other#engine#dead",
+        "5": "SERVE_GANG::llama31_engine_0",
+        "6": "",
+        "7": "my-own",
+    }
+    assert groups_without_replica(groups, {"SERVE_REPLICA::llama31#engine#alive"}, "llama31", "engine") == {"1"}
+
+
+def test_serve_still_names_groups_so() -> None:
+    name = ReplicaID("x1", DeploymentID(SERVE_ENGINE, SERVE_APPLICATION)).to_full_id_str()
+    assert groups_without_replica({"1": name}, (), SERVE_APPLICATION, SERVE_ENGINE) == {"1"}

@@ -40,6 +40,23 @@ CONTROL = Group(
             ("Bring the missing nodes back, or lower `replicas` to what fits.",),
         ),
         Alert(
+            "Llama31KvBelowPlan",
+            "ticket",
+            "15m",
+            "min by (model) (llama31_replica_kv_total_tokens)\n/ max by (model) (llama31_planned_kv_tokens) < 0.97",
+            "{{ $labels.model }}: a replica has {{ $value | humanizePercentage }} of the KV cache that was planned",
+            "The plan's number of running requests and its longest context need KV cache that is not there: requests "
+            "will wait or be computed again before the load is what it was planned for.",
+            (
+                "`llama31 verify`: which replicas, and what else differs from the plan?",
+                "`nvidia-smi` on its node: does something else hold GPU memory? Is it the planned kind of GPU?",
+            ),
+            (
+                "Free the memory, or bring back `gpu_memory_share` and `kv_cache_dtype` of the plan.",
+                "Otherwise plan anew (`llama31 plan`) with the GPUs that are there.",
+            ),
+        ),
+        Alert(
             "Llama31AutoscalerAtItsBound",
             "ticket",
             "15m",
