@@ -38,6 +38,7 @@ class Sequence:
     emitted: int = 0
     computed: int = 0
     blocks: int = 0
+    admitted_tokens: int = 0
     times: list[float] = field(default_factory=list)
 
     @property
@@ -87,6 +88,7 @@ def naive_times(requests: list[Request], cost: StepCost, engine: EngineSettings)
                 break
             free -= need
             sequence.blocks = need
+            sequence.admitted_tokens = sequence.tokens
             chunks[sequence] = chunk
             budget -= chunk
             running.append(waiting.pop(0))
@@ -103,8 +105,8 @@ def naive_times(requests: list[Request], cost: StepCost, engine: EngineSettings)
 
 
 def _shape(chunks: dict[Sequence, int]) -> StepShape:
-    """A sequence decodes when it computes the one token it emitted last."""
-    decodes = [s for s in chunks if s.times and s.computed == s.tokens - 1]
+    """A sequence decodes once all that it was admitted with is computed."""
+    decodes = [s for s in chunks if s.computed >= s.admitted_tokens]
     prefills = [(s.computed, chunk) for s, chunk in chunks.items() if s not in decodes]
     return StepShape(
         sum(chunk for _, chunk in prefills),
