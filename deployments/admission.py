@@ -9,11 +9,12 @@ import asyncio
 import math
 from collections import deque
 from collections.abc import Mapping
+from typing import get_args
 
 from cluster.policy import Admitted, QueuedRequest, Refused, TenantQueue
 from deployments.choices import Job
 from deployments.metrics import Metrics
-from deployments.policies.admission import FairAdmission, work_tokens
+from deployments.policies.admission import FairAdmission, RefusalReason, work_tokens
 from deployments.policies.fair_shares import AnswerLengths, FairShares
 from deployments.room import Place, Room
 from llama31.chat import Priority
@@ -45,6 +46,9 @@ class Admission:
         self._last_tenant: str | None = None
         self._other_asked_s = -math.inf
         self._clock: asyncio.TimerHandle | None = None
+        for reason in get_args(RefusalReason):
+            # There from the start, so that the first refusal is a rise.
+            metrics.child("llama31_admission_refused_total", model=model, reason=reason)
         labels = [{"model": model, "priority": priority.name.lower()} for priority in Priority]
         self._wait_seconds = [metrics.child("llama31_admission_wait_seconds", **label) for label in labels]
         self._waiting_gauges = [metrics.child("llama31_admission_waiting", **label) for label in labels]
