@@ -225,7 +225,8 @@ def test_a_replica_is_slower_under_more_load(lengths: tuple[int, int], one: floa
     assert less is not None
     assert more is not None
     assert more.running >= less.running
-    assert more.itl_s >= 0.99 * less.itl_s
+    # Measured kernels are not always slower with more to do.
+    assert more.itl_s >= 0.9 * less.itl_s
     assert replica.at(1.01 * capacity) is None
 
 
