@@ -64,9 +64,10 @@ PREFIX_TOKENS, QUESTION_TOKENS, OUTPUT_TOKENS = 8_340, 1_040, 1_000
 BYTES_PER_TOKEN = 6.2
 MATCH_BLOCKS = int(256 * 64 / BYTES_PER_TOKEN / BLOCK_TOKENS)
 HELD_BLOCKS = int(31_250 * 64 / BYTES_PER_TOKEN / BLOCK_TOKENS)
-# Between two steps the GPU waited 5 to 6 ms at 256 sequences in vLLM before it scheduled ahead, 0.15 to 0.17 after:
-# vllm-project/vllm, issue 10634 and pull request 11133. The cost model's gap is that of after; these runs were before.
-SYNCHRONOUS_SEQUENCE_GAP_S = (5.5e-3 - 0.16e-3) / 256
+# vLLM did not schedule ahead then: the GPU waited about 4 ms between two steps (vllm-project/vllm, issue 6854; 5 to 6
+# ms at 256 sequences in issue 10634), of which the cost model has the 0.2 ms of an engine that does. docs/simulator.md
+# says which rows were looked at when this was chosen.
+SYNCHRONOUS_GAP_S = 4.0e-3 - 0.2e-3
 OURS = "ours"
 POLICIES = {
     "precise-scheduling": Policies(lambda: WeightedScores(PRECISE), ReportedIndex),
@@ -77,19 +78,20 @@ POLICIES = {
 }
 RATIO = (0.85, 1.15)
 PRECISE_TTFT_P90_S = 0.6
-# Two policies that keep up with the rate differ by less than this from seed to seed.
-NOISE = 0.01
+# Medians of five seeds of policies that do equally well differ by up to this much at 20 requests/s.
+NOISE = 0.02
 
 
 @dataclass(frozen=True, slots=True)
 class Row:
-    """One stage under one policy."""
+    """One stage under one policy; the range is that of all seeds."""
 
     qps: float
     policy: str
     tokens_per_s: float
     ttft_p90_s: float
     hit_ratio: float = 0.0
+    range_tokens_per_s: tuple[float, float] | None = None
 
 
 class SynchronousEngine:
@@ -101,7 +103,7 @@ class SynchronousEngine:
 
     def step_s(self, shape: StepShape) -> float:
         """One step and the gap after it."""
-        return self._inner.step_s(shape) + SYNCHRONOUS_SEQUENCE_GAP_S * shape.decodes
+        return self._inner.step_s(shape) + SYNCHRONOUS_GAP_S
 
     def speed(self) -> StepSpeed:
         """The inner one's: what a policy would be told."""
@@ -183,6 +185,7 @@ def median_row(rows: Sequence[Row]) -> Row:
         statistics.median(row.tokens_per_s for row in rows),
         statistics.median(row.ttft_p90_s for row in rows),
         statistics.median(row.hit_ratio for row in rows),
+        (min(row.tokens_per_s for row in rows), max(row.tokens_per_s for row in rows)),
     )
 
 
@@ -225,11 +228,13 @@ def table(published: Sequence[Row], simulated: dict[tuple[float, str], Row]) -> 
     """One line per rate and policy."""
     known = {(row.qps, row.policy): row for row in published}
     lines = [
-        "| requests/s | policy | simulated tokens/s | published | ratio | simulated TTFT p90 s | published | hits |",
-        "|---|---|---|---|---|---|---|---|",
+        "| requests/s | policy | simulated tokens/s | of all seeds | published | ratio | simulated TTFT p90 s "
+        "| published | hits |",
+        "|---|---|---|---|---|---|---|---|---|",
     ]
     for (rate, policy), row in sorted(simulated.items(), key=lambda item: item[0][0]):
-        line = f"| {rate:g} | {policy} | {row.tokens_per_s:,.0f} |"
+        low, high = row.range_tokens_per_s or (row.tokens_per_s, row.tokens_per_s)
+        line = f"| {rate:g} | {policy} | {row.tokens_per_s:,.0f} | {low:,.0f} to {high:,.0f} |"
         other = known.get((rate, policy))
         if other is None:
             line += f" | | {row.ttft_p90_s:.2f} | |"
@@ -273,11 +278,14 @@ def main() -> int:
     parser.add_argument("--question-tokens", type=int, default=QUESTION_TOKENS)
     parser.add_argument("--output-tokens", type=int, default=OUTPUT_TOKENS)
     options = parser.parse_args()
+    lengths = (options.prefix_tokens, options.question_tokens, options.output_tokens)
     try:
         published = read_ladder(options.ladder)
+        SharedPrefixes(GROUPS, QUESTIONS, *lengths)
     except ConfigInvalid as error:
         parser.error(str(error))
-    lengths = (options.prefix_tokens, options.question_tokens, options.output_tokens)
+    if sum(lengths) > KV_TOKENS:
+        parser.error(f"a request of {sum(lengths):,} tokens does not fit into the {KV_TOKENS:,} of a replica")
     simulated = simulate_all(stages_for(published), 1 if options.quick else 5, lengths)
     lines = table(published, simulated)
     print("\n".join(lines), flush=True)

@@ -42,7 +42,8 @@ class Load:
 
 def service_config(step_s: float, tenants_file: str | None = None) -> ServiceConfig:
     """The 8B with its own tokenizer behind the scripted engine."""
-    engine = {"kind": "scripted", "device": "cpu", "kv_cache_bytes": 1 << 20, "weights": "dummy"}
+    # The load is what the benches say: admission must not hold back a part of it.
+    engine = {"kind": "scripted", "device": "cpu", "kv_cache_bytes": 1 << 20, "weights": "dummy", "max_running": 4096}
     ingress: dict[str, object] = {"port": 0, "metrics_port": 0}
     if tenants_file is not None:
         ingress["auth"] = {"tenants_file": tenants_file}

@@ -218,7 +218,8 @@ class AdmissionSnapshot:
     none is; infinity if none is coming. With all of `kv_tokens_total` free, nothing of this ingress is inside.
 
     Beside the KV room, the engines run so many sequences (`sequences_free`) and compute prompts step by step
-    (`prefill_tokens_free`: what may be sent ahead of their steps). `kv_tokens_replica` is the largest replica's whole
+    (`prefill_tokens_free`: what may be sent ahead of their steps). Tenants whose counter is not below `level_tokens`
+    have less room: the three that end in `_later`. `kv_tokens_replica` is the largest replica's whole
     cache, 0 if unknown; `replica_running` and `replica_context_tokens` are what one replica decodes now.
     `entered_tokens_per_s` is how fast room was given out while requests waited, 0 if unknown. `passed_tokens`: for each
     priority, the work of higher ones that entered before its waiting requests.
@@ -233,6 +234,10 @@ class AdmissionSnapshot:
     tenants: tuple[TenantQueue, ...]
     sequences_free: float = math.inf
     prefill_tokens_free: float = math.inf
+    level_tokens: float = 0.0
+    kv_tokens_later: float = math.inf
+    sequences_later: float = math.inf
+    prefill_tokens_later: float = math.inf
     kv_tokens_replica: int = 0
     replica_running: float = 0.0
     replica_context_tokens: float = 0.0

@@ -32,7 +32,6 @@ class Job:
         "request",
         "sent_prefill_tokens",
         "ticket",
-        "tries",
     )
 
     def __init__(self, request: Request, order: int, ingress: int, arrival_s: float) -> None:
@@ -52,7 +51,6 @@ class Job:
         self.finish_step = -1
         self.first_token_s = -1.0
         self.last_token_s = -1.0
-        self.tries = 0
         self.ticket = 0
         self.replica: Replica | None = None
 
@@ -64,4 +62,3 @@ class Job:
         self.private_blocks = 0
         self.held.clear()
         self.finish_step = -1
-        self.tries += 1

@@ -53,7 +53,6 @@ class Replica:
         "_waiting",
         "_waiting_tokens",
         "beats",
-        "busy_s",
         "end_s",
         "finished",
         "gaps",
@@ -66,7 +65,6 @@ class Replica:
         "prefill_left",
         "replica_id",
         "started",
-        "steps",
         "version",
         "work_tokens",
     )
@@ -87,8 +85,6 @@ class Replica:
         self.finished: list[Job] = []
         self.prefill_left = 0
         self.work_tokens = 0
-        self.busy_s = 0.0
-        self.steps = 0
         self.preemptions = 0
         self._cost = cost
         self._waiting: deque[Job] = deque()
@@ -121,8 +117,7 @@ class Replica:
     def restart_counts(self, gaps: GapCounts) -> None:
         """From now on everything is counted anew."""
         self.gaps = gaps
-        self.preemptions = self.steps = self.work_tokens = 0
-        self.busy_s = 0.0
+        self.preemptions = self.work_tokens = 0
 
     def fits(self, job: Job) -> bool:
         """Whether the whole sequence has room in an empty cache."""
@@ -278,8 +273,6 @@ class Replica:
     def _apply(self, steps: int, now_s: float) -> None:
         """Books that many steps of the run in progress."""
         decodes = len(self._decoding)
-        self.busy_s += now_s - self._run.start_s
-        self.steps += steps
         if decodes and steps:
             self.gaps.add_run(self._run, steps, decodes)
             if not self._chunks:

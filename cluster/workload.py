@@ -127,6 +127,11 @@ class SharedPrefixes:
     output_tokens: int
     block_tokens: int = 64
 
+    def __post_init__(self) -> None:
+        counts = (self.groups, self.prompts_per_group, self.question_tokens, self.output_tokens, self.block_tokens)
+        if min(counts) < 1 or self.prefix_tokens < 0:
+            raise ConfigInvalid("shared prefixes need at least 1 group, prompt, question token and output token")
+
     def prompts(self, seed: int = 0) -> list[Request]:
         """All prompts once in shuffled order, each with its chain of block hashes; they arrive at 0."""
         tokens = self.prefix_tokens + self.question_tokens

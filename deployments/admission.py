@@ -21,6 +21,8 @@ from llama31.errors import ContextTooLong, DeadlineExceeded, Llama31Error, NoRea
 
 # While somebody waits, time itself is looked at so often: deadlines, and replicas that came.
 LOOK_EVERY_S = 0.05
+# After the tenant of a request was another than the one before, the service counts as shared for so long.
+SHARED_FOR_S = 30.0
 # Tenants of whom nothing waits are forgotten when there are more than this.
 _MAX_IDLE_TENANTS = 1000
 
@@ -40,6 +42,8 @@ class Admission:
         self._by_id: dict[str, _Waiting] = {}
         self._passed: tuple[float, ...] = (0.0,) * len(Priority)
         self._waiting = [0] * len(Priority)
+        self._last_tenant: str | None = None
+        self._other_asked_s = -math.inf
         self._clock: asyncio.TimerHandle | None = None
         labels = [{"model": model, "priority": priority.name.lower()} for priority in Priority]
         self._wait_seconds = [metrics.child("llama31_admission_wait_seconds", **label) for label in labels]
@@ -96,6 +100,9 @@ class Admission:
     def _line_up(self, job: Job) -> _Waiting:
         tenant = job.call.tenant
         lengths = self._lengths.get(tenant.name, AnswerLengths())
+        if self._last_tenant not in (None, tenant.name):
+            self._other_asked_s = _now_s()
+        self._last_tenant = tenant.name
         waiting = _Waiting(job, lengths.forecast(job.request.limits.max_output_tokens), _now_s())
         queue = self._queues.get(tenant.name)
         if queue is None:
@@ -135,7 +142,8 @@ class Admission:
         while self._by_id:
             now_s = _now_s()
             tenants = tuple(queue.picture(self._shares.counter(queue.tenant), now_s) for queue in self._queues.values())
-            decision = self._policy.decide(self._room.picture(tenants, self._passed))
+            picture = self._room.picture(tenants, self._passed, self._shares.level, self._is_shared(now_s))
+            decision = self._policy.decide(picture)
             if decision is None:
                 break
             waiting = self._by_id[decision.request_id]
@@ -181,6 +189,10 @@ class Admission:
             case "deadline_unmeetable":
                 return Overloaded(f"overloaded: the deadline cannot be met now; {again}", retry_s)
         return Overloaded(f"overloaded: this request would wait too long; {again}", retry_s)
+
+    def _is_shared(self, now_s: float) -> bool:
+        """Whether others than the last tenant asked lately."""
+        return now_s - self._other_asked_s < SHARED_FOR_S
 
     def _note(self, tenant: str, charge: float) -> None:
         self._charges[tenant] = self._charges.get(tenant, 0.0) + charge

@@ -12,7 +12,7 @@ import time
 import weakref
 from collections import deque
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -102,7 +102,7 @@ class ServeAutoscaler:
     def _decide(self, sight: Sight, present: int) -> int:
         self._history.add(sight.at_s, sight.reports)
         fleet = fleet_snapshot(sight, present, self._history.ticks())
-        memory = self._memory or ScalerMemory(target=present)
+        memory = replace(self._memory or ScalerMemory(), target=present)
         scale, self._memory = self._policy.decide(fleet, memory)
         try:
             self._log.write(Decision(fleet, memory, scale, self._memory))

@@ -35,7 +35,9 @@ def describe(config: ServiceConfig) -> Iterator[str]:
     yield f"model      {spec.name}: {spec.param_count():,} parameters, {spec.weight_bytes() / GIB:.1f} GiB of weights"
     yield f"plan       {plan}: tensor parallel {plan.tp} x pipeline parallel {plan.pp} = {plan.world_size} ranks"
     node = f"node{'s' * (nodes > 1)} of {hardware.gpus_per_node} x {hardware.gpu}"
-    yield f"replicas   {config.replicas}, each on {nodes} {node}"
+    scaling = config.autoscaling
+    then = f" at first, then {scaling.min_replicas} to {scaling.max_replicas} by demand" if scaling else ""
+    yield f"replicas   {config.first_replicas}{then}, each on {nodes} {node}"
     for stage, layers in enumerate(layers_per_stage(spec, plan)):
         weights = rank_weight_bytes(spec, plan, stage)
         per_token = kv_bytes_per_token_per_rank(spec, plan, stage, config.engine.kv_cache_dtype)
@@ -91,7 +93,7 @@ def check_room(config: ServiceConfig, topology: Topology, replicas: int | None =
         )
     nodes = _labelled(topology, engine.node_labels, "engine.node_labels")
     if engine.kind == "vllm":
-        wanted = config.replicas if replicas is None else replicas
+        wanted = config.first_replicas if replicas is None else replicas
         place_replicas(nodes, config.parallel_plan, wanted, engine.replica_cpus, engine.rank_cpus)
 
 

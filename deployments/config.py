@@ -61,6 +61,11 @@ class ServiceConfig(Section):
                 f"engine.max_model_tokens is {self.engine.max_model_tokens}; "
                 f"{spec.name} was trained for {spec.context_tokens}"
             )
+        if (scaling := self.autoscaling) and not scaling.min_replicas and scaling.lead_s > self.ingress.hold_s:
+            raise ValueError(
+                f"autoscaling.min_replicas is 0 and a start takes lead_s, {scaling.lead_s:g} s; a request waits only "
+                f"ingress.hold_s, {self.ingress.hold_s:g} s, for the first replica: raise hold_s"
+            )
         if self.autoscaling and self.replicas > self.autoscaling.max_replicas:
             most = self.autoscaling.max_replicas
             raise ValueError(

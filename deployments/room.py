@@ -12,9 +12,12 @@ from typing import Protocol
 from cluster.policy import AdmissionSnapshot, QueuedRequest, ReplicaSnapshot, StepSpeed, TenantQueue
 from deployments.call import ModelState
 
-# Prompts are sent so many steps ahead: while one is computed, half of the next is on its way. Less, and steps would go
-# without prompts; more, and whoever is next would wait longer behind them (`bench/fairness.py`).
+# So many steps of prompts may be on their way to their first tokens: while one is computed, half of the next waits.
 PREFILL_STEPS_AHEAD = 1.5
+# Tenants that were not given less than the others have so many, and not all of the room, while there are others: steps
+# stay short, and whoever comes finds a place and does not stand behind a whole step of a flood's (`bench/fairness.py`).
+LATER_STEPS_AHEAD = 0.5
+LATER_ROOM = 0.9
 # Reports come every 0.5 s; in between only this ingress's own requests change the picture.
 FLEET_EVERY_S = 0.05
 # Over which time room that was given out is counted, and how long the count must be to say anything. A burst fills
@@ -78,8 +81,14 @@ class Room:
         self._sequences = 0
         self._prefill_tokens = 0
 
-    def picture(self, tenants: tuple[TenantQueue, ...], passed_tokens: tuple[float, ...]) -> AdmissionSnapshot:
-        """For the policy."""
+    def picture(
+        self,
+        tenants: tuple[TenantQueue, ...],
+        passed_tokens: tuple[float, ...],
+        level_tokens: float = 0.0,
+        is_shared: bool = False,
+    ) -> AdmissionSnapshot:
+        """For the policy; `is_shared`: several tenants asked lately."""
         fleet, share, bounds = self._look(), self._share(), self._bounds
         slots = int(share * fleet.ready * bounds.max_running)
         return AdmissionSnapshot(
@@ -92,6 +101,11 @@ class Room:
             tenants=tenants,
             sequences_free=slots - self._sequences,
             prefill_tokens_free=share * fleet.ready * self._prefill_most() - self._prefill_tokens,
+            level_tokens=level_tokens if is_shared else math.inf,
+            kv_tokens_later=LATER_ROOM * share * fleet.kv_tokens - self.kv_tokens,
+            sequences_later=LATER_ROOM * slots - self._sequences,
+            prefill_tokens_later=share * fleet.ready * LATER_STEPS_AHEAD * bounds.max_step_tokens
+            - self._prefill_tokens,
             kv_tokens_replica=fleet.kv_tokens_replica,
             replica_running=fleet.running,
             replica_context_tokens=fleet.context_tokens,

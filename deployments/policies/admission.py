@@ -43,7 +43,7 @@ class FairAdmission:
         if not picture.ready_replicas:
             return None
         found = self._next(picture)
-        if found is None or not _fits(picture, found[1]):
+        if found is None or not _fits(picture, *found):
             return None
         queue, request = found
         return Admitted(request.request_id, queue.tenant, charge(request))
@@ -164,11 +164,15 @@ def _retry_s(picture: AdmissionSnapshot, speed: StepSpeed, request: QueuedReques
     return picture.prefill_tokens * speed.prefill_token_s
 
 
-def _fits(picture: AdmissionSnapshot, request: QueuedRequest) -> bool:
+def _fits(picture: AdmissionSnapshot, queue: TenantQueue, request: QueuedRequest) -> bool:
     if picture.kv_tokens_free >= picture.kv_tokens_total:
         return True
-    has_slots = request.sequences <= picture.sequences_free and picture.prefill_tokens_free > 0
-    return has_slots and request.kv_tokens <= picture.kv_tokens_free
+    free: tuple[float, ...] = picture.kv_tokens_free, picture.sequences_free, picture.prefill_tokens_free
+    if queue.served_tokens >= picture.level_tokens:
+        later = picture.kv_tokens_later, picture.sequences_later, picture.prefill_tokens_later
+        free = tuple(map(min, free, later))
+    kv_tokens, sequences, prefill_tokens = free
+    return request.kv_tokens <= kv_tokens and request.sequences <= sequences and prefill_tokens > 0
 
 
 def _order(queue: TenantQueue, request: QueuedRequest) -> tuple[float, float, str, str]:

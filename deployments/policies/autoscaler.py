@@ -73,7 +73,8 @@ class SloAutoscaler:
     def decide(self, fleet: FleetSnapshot, memory: ScalerMemory) -> tuple[Scale, ScalerMemory]:
         """One decision per tick; equal arguments give equal answers."""
         load = self.load(fleet)
-        numbers = _remembered(load, fleet.now_s, memory.numbers)
+        known = memory.numbers
+        numbers = _remembered(load, fleet.now_s, known) if fleet.demand else {"spread": FIRST_SPREAD, **known}
         need = self.need(fleet, load, numbers["spread"])
         present = memory.target or fleet.ready + fleet.starting
         rules, detail = self.rules, f"{load:.2f} replicas of work, usual jump {numbers['spread']:.0%}"
@@ -81,7 +82,7 @@ class SloAutoscaler:
         if target > ceiling:
             target, reason = ceiling, "at_max" if ceiling == rules.max_replicas else "no_room"
         if target < rules.min_replicas:
-            target, reason = min(rules.min_replicas, max(ceiling, present)), "at_min"
+            target, reason = min(rules.min_replicas, ceiling), "at_min"
         lower_since_s: float | None = None
         if target < min(present, ceiling):
             target, lower_since_s, reason = self._lower(target, min(present, ceiling), fleet.now_s, memory, numbers)

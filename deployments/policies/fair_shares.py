@@ -40,6 +40,11 @@ class FairShares:
         # The counter, before its charge, of whoever entered last; it never falls.
         self._now = 0.0
 
+    @property
+    def level(self) -> float:
+        """Whoever is below it was given less than the others."""
+        return self._now
+
     def counter(self, tenant: str) -> float:
         """What decisions compare."""
         return self._counters.get(tenant, 0.0)

@@ -46,6 +46,7 @@ def admitted(decision: Admitted | Refused | None) -> str | None:
     return decision and decision.request_id
 
 
+LATER = {"prefill_tokens_later": 0}
 FULL = {"kv_tokens_free": 0, "sequences_free": 0, "prefill_tokens_free": 0}
 
 
@@ -59,6 +60,11 @@ FULL = {"kv_tokens_free": 0, "sequences_free": 0, "prefill_tokens_free": 0}
         ([queue(request("a", sequences=3))], {"kv_tokens_free": 449}, None),
         ([queue(request("a", sequences=3))], {"sequences_free": 2}, None),
         ([queue(request("a"))], {"prefill_tokens_free": 0}, None),
+        # Less room for those that were given as much as the others; not for those that were given less.
+        ([queue(request("a"), served=5.0)], LATER | {"level_tokens": 5.0}, None),
+        ([queue(request("a"), served=5.0)], LATER | {"level_tokens": 5.1}, "a"),
+        ([queue(request("a"), served=5.0)], {"level_tokens": 5.0, "sequences_later": 0}, None),
+        ([queue(request("a"), served=5.0)], {"level_tokens": 5.0, "kv_tokens_later": 149}, None),
         # Alone: whatever room there is.
         ([queue(request("a"))], FULL | {"kv_tokens_total": 0}, "a"),
         # The lowest counter, not the first to come.
@@ -185,6 +191,8 @@ def pictures(draw: st.DrawFn) -> AdmissionSnapshot:
         speed=draw(st.sampled_from([None, SPEED])),
         kv_tokens_replica=draw(st.sampled_from([0, 8738])),
         entered_tokens_per_s=draw(st.sampled_from([0.0, 50.0])),
+        level_tokens=draw(st.floats(0, 1e6)),
+        kv_tokens_later=draw(st.integers(-5000, 30_000)),
         passed_tokens=draw(st.tuples(st.just(0.0), st.floats(0, 1e5), st.floats(0, 1e5))),
     )
 

@@ -18,7 +18,13 @@ from llama31.errors import ConfigInvalid
 from tests.unit.test_autoscaler import RULES, fleet
 
 SCALING = {
-    "autoscaling": {"min_replicas": 0, "max_replicas": 4, "prompt_tokens_per_s": 100.0, "output_tokens_per_s": 50.0}
+    "autoscaling": {
+        "min_replicas": 0,
+        "max_replicas": 4,
+        "lead_s": 20.0,
+        "prompt_tokens_per_s": 100.0,
+        "output_tokens_per_s": 50.0,
+    }
 }
 
 
@@ -86,6 +92,7 @@ def test_serve_is_given_a_number_or_a_policy(tmp_path: Path) -> None:
     [
         ({"autoscaling.min_replicas": 5}, "min_replicas is 5, more than max_replicas, 4"),
         ({"replicas": 5}, "replicas is 5, how many there are at first; autoscaling.max_replicas is 4"),
+        ({"autoscaling.lead_s": 65.0}, "a request waits only ingress.hold_s, 30 s, for the first"),
         ({"autoscaling.slo": 1}, "autoscaling.slo"),
     ],
 )

@@ -5,8 +5,10 @@ from __future__ import annotations
 import math
 from collections import Counter
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from itertools import pairwise
 
+import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -28,6 +30,8 @@ from cluster.sim_fleet import EngineSettings, Failure, Scaling, SimFleet, View
 from cluster.sim_ingress import Policies
 from cluster.simulator import Simulation, simulate
 from cluster.workload import Request, SharedPrefixes, Workload, even_rate, poisson
+from deployments.policies.admission import FairAdmission
+from deployments.policies.autoscaler import ScalingRules, SloAutoscaler
 from deployments.policies.prefix_index import PrefixIndex
 from deployments.policies.router import LeastTokens, PredictedTtft
 from llama31.errors import ConfigInvalid
@@ -258,6 +262,42 @@ def test_admission_holds_and_refuses() -> None:
     assert report.requests + report.refused["late"] == 60
     assert report.refused["late"] > 0
     assert report.preemptions == 0
+
+
+def test_productions_admission_keeps_a_flood_from_the_others() -> None:
+    flood = [Request(r.arrival_s, 200, 50, "flood") for r in poisson(60.0, 600, [(1, 1)], seed=1)]
+    quiet = [Request(r.arrival_s, 200, 50, "quiet") for r in poisson(2.0, 20, [(1, 1)], seed=2)]
+    both = sorted(flood + quiet, key=lambda r: r.arrival_s)
+    fleet = SimFleet(LineCost(kv_tokens=4000), 1, EngineSettings(max_sequences=8))
+
+    def quiet_ttft_s(policies: Policies) -> float:
+        report = simulate(Workload(both), fleet, policies)
+        assert report.requests + sum(report.refused.values()) == 620
+        return float(np.median(report.ttft_s[np.array(report.tenants) == "quiet"]))
+
+    assert quiet_ttft_s(Policies(LeastTokens, admission=FairAdmission)) < 0.5 * quiet_ttft_s(LEAST)
+
+
+def test_productions_autoscaler_follows_the_load() -> None:
+    rules = ScalingRules(
+        prompt_tokens_per_s=5000.0,
+        output_tokens_per_s=1000.0,
+        slo_ttft_s=2.0,
+        lead_s=10.0,
+        min_replicas=1,
+        max_replicas=6,
+    )
+    calm = list(poisson(2.0, 600, [(200, 100)], seed=1))
+    rush = [replace(r, arrival_s=100 + r.arrival_s) for r in poisson(40.0, 2000, [(200, 100)], seed=2)]
+    requests = sorted(calm + rush, key=lambda r: r.arrival_s)
+    scaling = Scaling(SloAutoscaler(rules), max_replicas=6)
+    report = simulate(Workload(requests), SimFleet(LineCost(), 1, start_s=10.0, scaling=scaling), LEAST)
+    targets = [scale.target for _, scale in report.scales]
+    assert report.requests == 2600
+    assert targets[10] == 1
+    assert max(targets) >= 3
+    assert targets[-1] < max(targets)
+    assert report.gpu_hours < 0.8 * max(targets) * report.duration_s / 3600
 
 
 def test_runs_go_on_with_warm_caches() -> None:

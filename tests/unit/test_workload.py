@@ -93,3 +93,9 @@ def test_shared_prefixes() -> None:
     assert len(requests) == 10
     assert requests[-1].arrival_s == pytest.approx(2.5)
     assert requests[6].block_hashes == requests[0].block_hashes
+
+
+@pytest.mark.parametrize("counts", [(0, 1, 1, 1, 1), (1, 1, -1, 1, 1), (1, 1, 1, 0, 1), (1, 1, 1, 1, 0)])
+def test_impossible_prefixes_are_refused(counts: tuple[int, int, int, int, int]) -> None:
+    with pytest.raises(ConfigInvalid, match="at least 1 group"):
+        SharedPrefixes(*counts)
