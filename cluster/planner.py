@@ -110,7 +110,7 @@ class Fleet:
     @property
     def cost(self) -> tuple[int, int, float, str]:
         """Fewest GPUs first, then fewest stages (one more hop and thing to fail each), then most headroom."""
-        return self.gpus, self.layout.plan.pp, -self.capacity_per_s, str(self)
+        return self.gpus, self.layout.plan.pp, -self.capacity_per_s, f"{self} of {self.layout.nodes}"
 
     def __str__(self) -> str:
         return f"{self.replicas} x {self.layout}, steps of {self.replica.max_step_tokens}"

@@ -29,11 +29,15 @@ PURE_FILES = (
     "cluster/policy.py",
     "cluster/energy.py",
     "cluster/placement.py",
+    "cluster/layouts.py",
+    "cluster/steady.py",
+    "cluster/planner.py",
     "cluster/topology.py",
     "deployments/policies/*.py",
 )
 IMPURE_STDLIB = {"time", "random", "os", "socket", "logging", "asyncio", "threading", "subprocess"}
-PURE_CLUSTER = {"cluster.policy", "cluster.placement", "cluster.topology"}
+_PURE_CLUSTER_NAMES = ("policy", "placement", "topology", "hardware", "layouts", "steady", "throughput")
+PURE_CLUSTER = {"cluster." + name for name in _PURE_CLUSTER_NAMES}
 _PURE_NAMES = ("errors", "specs", "parallel", "memory", "chat", "engine", "prefix_blocks", "block_table")
 PURE_LLAMA31 = {"llama31." + name for name in _PURE_NAMES}
 
