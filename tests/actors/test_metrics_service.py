@@ -40,6 +40,15 @@ NOT_OF_A_SCRIPT = {
 LONG_QUESTION = "count with me: " + " ".join(str(number) for number in range(400))
 IDLE_WATTS, PEAK_WATTS = 50.0, 200.0
 RANKS = 2
+PLANNED = {"kv_tokens": 1000, "rate_per_s": 1.0, "ttft_p99_s": 1.0, "itl_p99_s": 0.1, "output_tokens_per_s": 50.0}
+# It decides each second, and always the same.
+FIXED_NUMBER = {
+    "min_replicas": RANKS,
+    "max_replicas": RANKS,
+    "prompt_tokens_per_s": 1e6,
+    "output_tokens_per_s": 1e6,
+    "tick_s": 1.0,
+}
 
 
 @dataclass(frozen=True)
@@ -84,6 +93,8 @@ def service(ray_cluster: LocalCluster, tmp_path_factory: pytest.TempPathFactory)
         "ingress.language": {"mode": "warn"},
         "router.policy": "least_tokens",
         "energy": {"idle_watts": IDLE_WATTS, "peak_watts": PEAK_WATTS},
+        "planned": PLANNED,
+        "autoscaling": FIXED_NUMBER,
     }
     with served(overrides) as (_, address):
         yield Served(address, port, key.key, Tls(str(directory / "ca.pem")), tenants)
