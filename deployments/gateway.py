@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import secrets
 from collections.abc import AsyncGenerator, AsyncIterator, Callable, Sequence
 from contextlib import ExitStack, aclosing, asynccontextmanager
 from dataclasses import replace
@@ -15,14 +14,14 @@ from deployments.answer import Answer
 from deployments.call import Call, ModelStatus, ReplicaStatus
 from deployments.choices import ChoiceRun, Job, interleaved, total_usage, used_tokens
 from deployments.config import ServiceConfig
-from deployments.constraint_check import ConstraintCheck, asked_of
 from deployments.continuation import ContinuingStream
 from deployments.demand import DemandCounter
 from deployments.fleet import Fleet
 from deployments.in_flight import InFlight
 from deployments.metrics import Metrics
-from deployments.model_checks import check_ids, check_options, constraint_of, resolve_sampling
+from deployments.model_checks import check_ids
 from deployments.policies.admission import FairAdmission
+from deployments.preparation import Preparation
 from deployments.request_log import log_labelled
 from deployments.room import EngineBounds, Room
 from deployments.router import Router
@@ -41,18 +40,12 @@ from llama31.chat import (
     sum_resources,
 )
 from llama31.codec import ModelCodec
-from llama31.engine import EngineOutput, EngineRequest, Limits
+from llama31.engine import EngineOutput, EngineRequest
 from llama31.errors import (
-    ContextTooLong,
     InternalError,
     Llama31Error,
     ModelNotFound,
 )
-from llama31.prompt import dialog_chars
-from llama31.tools import offered_tools
-
-# Prompts above this are encoded in a thread, so that one long prompt does not hold up every stream.
-ENCODE_IN_THREAD_CHARS = 20_000
 
 
 class ServiceGateway:
@@ -83,12 +76,12 @@ class ServiceGateway:
         self._footprint = config.energy.footprint if config.energy else None
         self._tenancy = tenancy or Tenancy(metrics)
         self._tracing = tracing
-        self._constraints = ConstraintCheck()
         self._in_flight = InFlight(config.ingress.max_requests)
         bounds = EngineBounds(config.engine.max_running, config.engine.max_batched_tokens)
         room = Room(fleet, bounds, share, starts_on_demand=config.autoscaling is not None)
         self.admission = Admission(config.model, room, metrics, FairAdmission(config.ingress.hold_s))
         self.demand = DemandCounter(self._in_flight, self.admission, self._router.backlog_s)
+        self._preparation = Preparation(config, codec, self._tenancy, self._router, self.demand)
 
     def chat(self, request: ChatRequest, call: Call) -> AsyncGenerator[Event, None]:
         """Answers a dialog."""
@@ -192,7 +185,7 @@ class ServiceGateway:
             if call.visit is None:
                 await self._tenancy.prepare(call.tenant, prompts=1)
             visit = call.visit or self._tenancy.enter(call.tenant)
-            prepared = await self._prepare(request, call, visit)
+            prepared = await self._preparation.job(request, call, visit)
             ticket = await self.admission.enter(prepared)
             job = replace(prepared, progress=ticket.progress)
             if span is not None:
@@ -242,70 +235,6 @@ class ServiceGateway:
             parser = self._codec.tool_parser(request.tools, request.tool_policy, id_seed)
         limited = job.is_limited_by_context
         return Answer(self._codec, job.options, self._spec.stop_token_ids, limited, choice, parser)
-
-    async def _prepare(self, request: ChatRequest | CompletionRequest, call: Call, visit: Visit) -> Job:
-        """Encodes the prompt, resolves every default and charges the tenant.
-
-        Raises: ContextTooLong, InvalidRequest, LanguageRefused, Overloaded, QuotaExceeded.
-        """
-        arrived_s = asyncio.get_running_loop().time()
-        constraint = constraint_of(request)
-        await self._constraints.check(asked_of(request, constraint), call.tenant.name)
-        prompt = await self._encode(request)
-        self.demand.arrive(len(prompt))
-        languages, tokenizer = self._spec.languages, self._codec.tokenizer
-        warnings = await self._tenancy.check_language(call.tenant, request, languages, tokenizer)
-        options = request.options
-        check_options(options, len(prompt), self._spec)
-        room = self._config.engine.max_model_tokens - len(prompt)
-        wanted = options.stop.max_output_tokens
-        if room < 1 or (wanted or 1) > room:
-            raise ContextTooLong(len(prompt), wanted or 1, self._config.engine.max_model_tokens)
-        default = self._config.ingress.max_output_tokens
-        limit_tokens = wanted or min(default, room)
-        most_tokens = len(prompt) + limit_tokens * options.num_choices
-        await self._tenancy.prepare(call.tenant, tokens=most_tokens)
-        visit.reserve(most_tokens)
-        stop_ids = () if options.stop.ignore_eos else self._spec.stop_token_ids
-        returns, salt = options.returns, self._tenancy.cache_salt(call.tenant)
-        return Job(
-            call=call,
-            options=options,
-            arrived_s=arrived_s,
-            is_limited_by_context=wanted is None and room <= default,
-            warnings=warnings,
-            blocks=await self._router.blocks_of(prompt, salt),
-            request=EngineRequest(
-                request_id=f"{call.request_id}-{secrets.token_hex(8)}",
-                prompt_token_ids=tuple(prompt),
-                sampling=resolve_sampling(options, self._spec),
-                limits=Limits(
-                    max_output_tokens=limit_tokens,
-                    min_output_tokens=min(options.stop.min_output_tokens, limit_tokens),
-                    stop_token_ids=(*stop_ids, *options.stop.stop_token_ids),
-                    ignore_eos=options.stop.ignore_eos,
-                ),
-                top_logprobs=returns.top_logprobs if returns.logprobs else None,
-                priority=call.tenant.priority_of(options).value,
-                cache_salt=salt,
-                constraint=constraint,
-                prompt_top_logprobs=returns.prompt_top_logprobs,
-            ),
-        )
-
-    async def _encode(self, request: ChatRequest | CompletionRequest) -> Sequence[int]:
-        if isinstance(request, CompletionRequest):
-            if not isinstance(request.prompt, str):
-                check_ids("spec.tokens.ids", request.prompt, self._spec)
-                return request.prompt
-            if len(request.prompt) <= ENCODE_IN_THREAD_CHARS:
-                return self._codec.prompt.encode_completion(request.prompt)
-            return await asyncio.to_thread(self._codec.prompt.encode_completion, request.prompt)
-        offered = offered_tools(request.tools, request.tool_policy)
-        parts = (request.messages, request.date, offered, request.tool_prompt_format)
-        if dialog_chars(request.messages, offered) <= ENCODE_IN_THREAD_CHARS:
-            return self._codec.prompt.encode_dialog(*parts)
-        return await asyncio.to_thread(self._codec.prompt.encode_dialog, *parts)
 
     async def _generate(self, job: Job, answers: list[Answer]) -> AsyncGenerator[Event, None]:
         """Streams every choice from its replica."""

@@ -181,7 +181,7 @@ async def test_completion_takes_text_or_ids(
     ids = tuple(chatml_tokenizer.encode(prompt)) if isinstance(prompt, str) else prompt
     returns = ReturnChoices(token_ids=True, prompt_token_ids=True)
     for threshold_chars in (20_000, 1):
-        monkeypatch.setattr("deployments.gateway.ENCODE_IN_THREAD_CHARS", threshold_chars)
+        monkeypatch.setattr("deployments.preparation.ENCODE_IN_THREAD_CHARS", threshold_chars)
         async with running_gateway(chatml_tokenizer, Script()) as system:
             heard = await complete(system, completion(prompt, returns=returns))
             assert (heard.started.prompt, heard.ids) == (TokenColumns(ids), ids)
