@@ -10,7 +10,6 @@ import logging
 import threading
 import time
 import weakref
-from collections import deque
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -24,7 +23,7 @@ from cluster.policy import DemandTick, FleetSnapshot, ScalerMemory, Topology
 from cluster.ray_cluster import snapshot
 from deployments.config import ServiceConfig, parse_config
 from deployments.decision_log import LOG_NAME, Decision, DecisionLog, last_decision
-from deployments.demand import DemandReport
+from deployments.demand import DemandHistory, DemandReport
 from deployments.directory import ANSWER_S, ReplicaRecord, Scaling, find_directory
 from deployments.policies.autoscaler import SloAutoscaler
 from llama31.errors import PlacementRefused
@@ -148,44 +147,6 @@ class ClusterLook:
         scaling = self._config.autoscaling
         most = scaling.max_replicas if scaling else 0
         return most if scaling and scaling.cluster_grows else room(snapshot(), self._config, most)
-
-
-class DemandHistory:
-    """What arrived lately over all ingresses, from their counters."""
-
-    def __init__(self, measure_s: float) -> None:
-        self._measure_s = measure_s
-        self._known: dict[str, DemandReport] = {}
-        self._then_s: float | None = None
-        self._ticks: deque[DemandTick] = deque()
-        self._output_tokens = self._answered = 0
-
-    def add(self, now_s: float, reports: Mapping[str, DemandReport]) -> None:
-        """What grew since the last time; an ingress that is new then began in between."""
-        then_s, known = self._then_s, self._known
-        self._then_s, self._known = now_s, {**known, **reports}
-        if then_s is None or now_s <= then_s:
-            return
-        before = [known.get(key, DemandReport()) for key in reports]
-        grown = list(zip(reports.values(), before, strict=True))
-        requests = sum(new.requests - old.requests for new, old in grown)
-        self._answered += sum(new.answered - old.answered for new, old in grown)
-        self._output_tokens += sum(new.output_tokens - old.output_tokens for new, old in grown)
-        per_answer = self._output_tokens / self._answered if self._answered else 0.0
-        self._ticks.append(
-            DemandTick(
-                seconds=now_s - then_s,
-                requests=requests,
-                prompt_tokens=sum(new.prompt_tokens - old.prompt_tokens for new, old in grown),
-                output_tokens=requests * per_answer,
-            )
-        )
-        while sum(tick.seconds for tick in self._ticks) - self._ticks[0].seconds >= self._measure_s:
-            self._ticks.popleft()
-
-    def ticks(self) -> tuple[DemandTick, ...]:
-        """Oldest first."""
-        return tuple(self._ticks)
 
 
 def fleet_snapshot(sight: Sight, present: int, demand: tuple[DemandTick, ...]) -> FleetSnapshot:

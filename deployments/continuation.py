@@ -46,6 +46,7 @@ class ContinuingStream:
         self._on_loss = on_loss
         self._on_gap = on_gap
         self._emitted: list[int] = []
+        self._first: EngineOutput | None = None
         self._emitted_at_submit = 0
         self._fruitless = 0
         self._last_s = self._lost_s = 0.0
@@ -73,6 +74,7 @@ class ContinuingStream:
                 continue
             if output is None:
                 return None
+            output = self._account(output)
             self._take(output)
             if not output.error:
                 return output
@@ -95,6 +97,17 @@ class ContinuingStream:
     def resources(self) -> ResourceUse | None:
         """What all its replicas charged it by now; None where nobody says."""
         return sum_resources([*self._lost_resources, self._stream.resources()])
+
+    def _account(self, output: EngineOutput) -> EngineOutput:
+        """Queue, prefill and cached tokens are those of the prompt, not of what was computed again."""
+        first = self._first
+        if first is None:
+            self._first = output if output.tokens.ids else None
+            return output
+        if not self._stream.attempt:
+            return output
+        cached = first.cached_prompt_tokens
+        return replace(output, cached_prompt_tokens=cached, queued_s=first.queued_s, prefill_s=first.prefill_s)
 
     def _take(self, output: EngineOutput) -> None:
         if not output.tokens.ids:

@@ -63,21 +63,33 @@ class DecisionLog:
         # Written by a new autoscaler after a restart, its rules may differ: a head may stand in the middle, too.
         lines = [] if self._has_head else [json.dumps(asdict(_Head(FORMAT, self._rules)))]
         lines.append(json.dumps(asdict(decision)))
-        with os.fdopen(os.open(path, os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o600), "a") as file:
-            file.write("\n".join(lines) + "\n")
+        with os.fdopen(os.open(path, os.O_RDWR | os.O_APPEND | os.O_CREAT, 0o600), "a+b") as file:
+            # What was cut before it was whole gets a line of its own.
+            is_cut = file.seek(0, os.SEEK_END) > 0 and os.pread(file.fileno(), 1, file.tell() - 1) != b"\n"
+            file.write(("\n" * is_cut + "\n".join(lines) + "\n").encode())
         self._has_head = True
 
 
 def read_decisions(path: Path) -> Iterator[tuple[ScalingRules, Decision]]:
     """Every decision with the rules it was made by. Raises: ConfigInvalid, with the line."""
     rules: ScalingRules | None = None
+    cut: ConfigInvalid | None = None
     try:
         with path.open(encoding="utf-8") as file:
             for number, line in enumerate(file, 1):
-                tree = _object(line, path, number)
-                if "rules" in tree:
-                    rules = _head(tree, path, number)
+                try:
+                    tree = _object(line, path, number)
+                except ConfigInvalid as error:
+                    # Cut when a controller ended: the next one's head follows.
+                    if cut is not None:
+                        raise cut from None
+                    cut = error
                     continue
+                if "rules" in tree:
+                    rules, cut = _head(tree, path, number), None
+                    continue
+                if cut is not None:
+                    raise cut
                 if rules is None:
                     raise ConfigInvalid(f"{path} is not a log of the autoscaler: its first line holds no rules")
                 yield rules, _decision(tree, path, number)
@@ -85,6 +97,8 @@ def read_decisions(path: Path) -> Iterator[tuple[ScalingRules, Decision]]:
         raise ConfigInvalid(f"{path}: {error.strerror}") from None
     except UnicodeDecodeError:
         raise ConfigInvalid(f"{path} is not text in UTF-8") from None
+    if cut is not None:
+        raise cut
     if rules is None:
         raise ConfigInvalid(f"{path} is empty")
 

@@ -25,6 +25,7 @@ from deployments.directory import (
     left_group_sweeper,
     open_directory,
 )
+from deployments.ledger import find_ledger
 from llama31.errors import EngineFailed, PlacementRefused
 
 Progress = Callable[[str], None]
@@ -73,8 +74,9 @@ class RunningApplication:
             self._progress("draining")
             with contextlib.suppress(RayError):
                 serve.delete(APP_NAME)
-                if (directory := find_directory()) is not None:
-                    ray.kill(directory)
+                for actor in (find_directory(), find_ledger()):
+                    if actor is not None:
+                        ray.kill(actor)
         shutil.rmtree(self.run_directory, ignore_errors=True)
 
     def _wait_ready(self) -> IngressRecord:

@@ -14,7 +14,7 @@ import logging
 import secrets
 from collections import deque
 from collections.abc import Awaitable, Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Literal
 
 import ray
@@ -153,6 +153,10 @@ class Directory:
     async def withdraw_ingress(self, ingress_id: str) -> None:
         """Forgets an ingress that ended."""
         self._ingresses.pop(ingress_id, None)
+        if ingress_id in self._demand:
+            seen_s, report = self._demand[ingress_id]
+            gone = replace(report, in_flight=0, held=0, backlog_s=0.0, is_over=True)
+            self._demand[ingress_id] = (seen_s, gone)
 
     async def ingresses(self) -> tuple[IngressRecord, ...]:
         """The ingresses now."""

@@ -80,7 +80,8 @@ class Fleet:
         if ready := self.ready_replicas():
             return "ready" if ready >= self.wanted else "degraded"
         phases = {record.phase for record in self._records.values()}
-        return "loading" if phases & {"starting", "loading", "warming up"} else "unavailable"
+        # One that is ready and not linked is about to be: its connection broke, or has just been opened.
+        return "loading" if phases & {"starting", "loading", "warming up", "ready"} else "unavailable"
 
     def link(self, replica_id: str) -> ReplicaLink:
         """The link of a replica that `snapshots` named."""

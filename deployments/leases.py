@@ -163,6 +163,8 @@ class Leases:
         async with self._asking:
             # Somebody else may have asked meanwhile, or the tenant was dropped as idle.
             self._tenants.setdefault(tenant.name, leases)
+            if self._now_s() < max(self._away_until_s, leases.denied_until_s):
+                return
             if not self._covers(leases, needs):
                 await self._renew((tenant.name,))
             if not self._covers(leases, needs):

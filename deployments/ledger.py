@@ -13,6 +13,7 @@ from typing import Any
 
 import ray
 from ray.actor import ActorHandle
+from ray.exceptions import RayError
 
 from deployments.directory import NAMESPACE
 from deployments.policies.leases import LEASE_S, LeaseBook, Renewal, Report
@@ -42,6 +43,14 @@ class Ledger:
         book.forget(now_s)
         totals = {tenant: self._totals[tenant] for tenant in report.charges}
         return Renewal(self._book_id, book.is_open(now_s), len(self._seen_s), grants, totals)
+
+
+def find_ledger() -> ActorHandle[Any] | None:
+    """The cluster's ledger if there is one."""
+    try:
+        return ray.get_actor(NAME, namespace=NAMESPACE)
+    except (ValueError, RayError):
+        return None
 
 
 def open_ledger() -> ActorHandle[Any]:

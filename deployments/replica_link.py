@@ -52,6 +52,7 @@ class ReplicaLink:
         self.price = Charge()
         self.became_ready = asyncio.Event()
         self.became_draining = asyncio.Event()
+        self._takes_new = True
         self.alive = True
         self._ingress_id = ingress_id
         self._epoch = epoch
@@ -67,8 +68,8 @@ class ReplicaLink:
 
     @property
     def is_ready(self) -> bool:
-        """Whether the replica greeted us and is still there."""
-        return self.became_ready.is_set() and self.alive
+        """Whether the replica greeted us, is still there and takes new sequences."""
+        return self.became_ready.is_set() and self.alive and self._takes_new
 
     @property
     def draining(self) -> bool:
@@ -228,6 +229,8 @@ class ReplicaLink:
                 if message is None:
                     raise _StreamEnded
                 self.state, self.speed = decode_state(message), decode_speed(message)
+                # One that drains finishes what it has, one whose engine failed does not.
+                self._takes_new = message.ready or message.draining
                 if message.draining:
                     self.became_draining.set()
                 self._reported_s = time.monotonic()

@@ -93,6 +93,8 @@ class SequenceStream:
 
     def put(self, first_token: int, output: EngineOutput) -> None:
         """Takes an output from the link; a gap or a repetition breaks the stream loudly."""
+        if self._is_lost:
+            return
         if output.tokens.ids and first_token != self.received_tokens:
             words = "replica %s: token %d was expected, token %d came"
             log.warning(words, self.replica_id, self.received_tokens, first_token)

@@ -134,7 +134,7 @@ class WorkerServer(pb_grpc.WorkerServiceServicer):
         self._tracing = tracing
         self._spans: dict[str, SequenceSpan] = {}
         self._draining = False
-        self._failure: EngineFailed | None = None
+        self._has_failed = False
         self._idle = asyncio.Event()
         self._idle.set()
         self._state_changed = asyncio.Event()
@@ -190,13 +190,20 @@ class WorkerServer(pb_grpc.WorkerServiceServicer):
         """State now and every heartbeat, sooner when it matters."""
         sequence = 0
         for told in self._feed.watch():
+            # Before it is told: a drain may begin while a message is being written.
+            self._state_changed.clear()
             for news in told:
                 sequence += 1
-                yield encode_state(self._engine.state(), sequence, self._draining, self._speed(), news)
-            self._state_changed.clear()
+                state, ready = self._engine.state(), not self._takes_nothing
+                yield encode_state(state, sequence, ready, self._draining, self._speed(), news)
             with contextlib.suppress(TimeoutError):
                 async with asyncio.timeout(HEARTBEAT_S):
                     await self._state_changed.wait()
+
+    @property
+    def _takes_nothing(self) -> bool:
+        """A failed engine's process needs a while to end."""
+        return self._draining or self._has_failed
 
     def _welcome(self) -> pb.Welcome:
         record = self._record
@@ -242,15 +249,13 @@ class WorkerServer(pb_grpc.WorkerServiceServicer):
         request_id = message.request_id
         span = self._tracing and self._tracing.sequence(message.trace, self._record.replica_id, message.attempt)
         try:
-            if self._draining:
+            if self._takes_nothing:
                 raise Draining
-            if self._failure is not None:
-                raise self._failure
             self._engine.submit(decode_submit(message))
         except Llama31Error as error:
             if span:
                 span.refused(error.reason)
-            refusal = pb.Refusal(reason=error.reason, message=str(error), retryable=self._draining)
+            refusal = pb.Refusal(reason=error.reason, message=str(error), retryable=self._takes_nothing)
             peer.push_message(pb.Output(request_id=request_id, attempt=message.attempt, refusal=refusal))
             return
         peer.attempts[request_id] = message.attempt
@@ -292,7 +297,8 @@ class WorkerServer(pb_grpc.WorkerServiceServicer):
                 for output in await self._engine.next_step():
                     self._deliver(output)
         except EngineFailed as error:
-            self._failure = error
+            self._has_failed = True
+            self._state_changed.set()
             for request_id in list(self._owner):
                 self._deliver(EngineOutput(request_id, TokenColumns(), error=str(error)))
             self._on_failure(error)

@@ -10,9 +10,9 @@ from llama31.worker.v1 import worker_service_pb2 as pb
 
 
 def encode_state(
-    state: EngineState, sequence: int, draining: bool, speed: StepSpeed | None, news: BlockNews
+    state: EngineState, sequence: int, ready: bool, draining: bool, speed: StepSpeed | None, news: BlockNews
 ) -> pb.WatchResponse:
-    """One message of a Watch stream."""
+    """One message of a Watch stream. A replica whose engine failed is neither `ready` nor `draining`."""
     return pb.WatchResponse(
         sequence=sequence,
         running=state.running,
@@ -30,7 +30,7 @@ def encode_state(
         block_snapshot=news.is_snapshot,
         blocks_stored=news.changes.stored,
         blocks_dropped=news.changes.dropped,
-        ready=not draining,
+        ready=ready,
         draining=draining,
     )
 

@@ -87,10 +87,11 @@ class VllmBlocks:
 
     async def _read(self) -> None:
         while True:
-            _, sequence, payload = await self._socket.recv_multipart()
+            parts = await self._socket.recv_multipart()
             try:
+                _, sequence, payload = parts
                 self.take(int.from_bytes(sequence, "big"), payload)
-            except msgspec.DecodeError as error:
+            except Exception as error:  # whatever it is: a table that is not fed is worse than an empty one
                 log.warning("block events that nobody understands: %s", error)
                 self.table.clear()
 

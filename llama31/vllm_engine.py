@@ -182,8 +182,9 @@ class VllmEngine:
         prompt_tokens = len(request.prompt_token_ids)
         self._prompt_tokens[request.request_id] = prompt_tokens
         cached = self._blocks.table.cached_tokens(request.prompt_token_ids, request.cache_salt) if self._blocks else 0
-        self._work.begin(request.request_id, prompt_tokens - cached)
-        self._pumps[request.request_id] = asyncio.create_task(self._pump(request))
+        self._work.begin(request.request_id, prompt_tokens + len(request.output_token_ids) - cached)
+        pump = self._pumps[request.request_id] = asyncio.create_task(self._pump(request))
+        pump.add_done_callback(partial(self._end_unbegun, request.request_id))
 
     def cancel(self, request_id: str) -> None:
         """Cancelling the consumer makes AsyncLLM abort the request in the scheduler."""
@@ -292,6 +293,13 @@ class VllmEngine:
             del self._pumps[request_id], self._prompt_tokens[request_id]
             self._work.end(request_id)
             self._emit(last)
+
+    def _end_unbegun(self, request_id: str, pump: asyncio.Task[None]) -> None:
+        """Of a task that is cancelled before its first turn nothing runs, not even its `finally`."""
+        if self._pumps.get(request_id) is pump:
+            del self._pumps[request_id], self._prompt_tokens[request_id]
+            self._work.end(request_id)
+            self._emit(EngineOutput(request_id, TokenColumns(), FinishReason.ABORTED))
 
     def _emit(self, output: EngineOutput) -> None:
         self._batch.append(output)

@@ -141,7 +141,7 @@ def predicted_waits_s(picture: AdmissionSnapshot) -> Mapping[str, float]:
 def predicted_ttft_s(picture: AdmissionSnapshot, speed: StepSpeed, prompt_tokens: int) -> float:
     """Of a request that entered now: the prompts before it and its own, in steps that decode meanwhile."""
     tokens = picture.prefill_tokens + prompt_tokens
-    steps = math.ceil(tokens / speed.max_step_tokens)
+    steps = math.ceil(tokens / max(1, speed.max_step_tokens))
     decoding_s = speed.step_s(0, picture.replica_running, picture.replica_context_tokens)
     return tokens * speed.prefill_token_s + steps * decoding_s
 

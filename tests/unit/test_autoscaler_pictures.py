@@ -8,10 +8,10 @@ import pytest
 
 from cluster.policy import DemandTick, NodeSnapshot, ScalerMemory, Topology
 from deployments.app import build_app
-from deployments.autoscaler import DemandHistory, Sight, engine_count, fleet_snapshot, remembered, room
+from deployments.autoscaler import Sight, engine_count, fleet_snapshot, remembered, room
 from deployments.config import load_config
 from deployments.decision_log import Decision
-from deployments.demand import DemandCounter, DemandReport
+from deployments.demand import SILENT_S, DemandCounter, DemandHistory, DemandReport
 from deployments.directory import Phase, ReplicaRecord
 from deployments.policies.autoscaler import SloAutoscaler
 from llama31.errors import ConfigInvalid
@@ -38,16 +38,50 @@ def test_demand_is_what_grew_over_all_ingresses() -> None:
     assert history.ticks() == (), "what came before nobody looked is no demand of now"
     history.add(10.0, {"a": DemandReport(110, 5500, 400, 10), "b": DemandReport(5, 50, 0, 0)})
     assert history.ticks() == (DemandTick(10.0, 15, 550, 15 * 40.0),)
-    history.add(20.0, {"b": DemandReport(7, 70, 0, 0)})
+    history.add(20.0, {"a": DemandReport(110, 5500, 400, 10), "b": DemandReport(7, 70, 0, 0)})
     history.add(30.0, {"a": DemandReport(110, 5500, 400, 10), "b": DemandReport(7, 70, 0, 0)})
     assert [tick.requests for tick in history.ticks()] == [2, 0], "only the last 20 s"
+
+
+def test_what_an_ingress_counted_before_anybody_asked_it_is_no_demand() -> None:
+    """After the loss of the head their reports come one by one, with the counts of days."""
+    history = DemandHistory(measure_s=60.0)
+    history.add(0.0, {"a": DemandReport(requests=100, age_s=9000.0)})
+    history.add(5.0, {"a": DemandReport(105, age_s=9005.0), "b": DemandReport(90_000, age_s=9000.0)})
+    history.add(10.0, {"a": DemandReport(110, age_s=9010.0), "b": DemandReport(90_007, age_s=9005.0)})
+    assert [tick.requests for tick in history.ticks()] == [5, 12]
+
+
+def test_an_ingress_that_is_cut_off_is_thought_to_get_as_much_as_before() -> None:
+    history = DemandHistory(measure_s=10_000.0)
+    history.add(0.0, {"a": DemandReport(100, 1000, age_s=50.0)})
+    history.add(10.0, {"a": DemandReport(120, 1200, age_s=60.0)})
+    for now_s in (20.0, 30.0):
+        history.add(now_s, {})
+    history.add(40.0, {"a": DemandReport(181, 1810, age_s=90.0)})
+    assert [tick.requests for tick in history.ticks()] == [20, 20, 20, 21], "its return is no lump"
+    history.add(40.0 + SILENT_S + 1, {})
+    assert history.ticks()[-1].requests == 0, "it was killed"
+
+
+def test_an_ingress_that_left_brings_no_more() -> None:
+    history = DemandHistory(measure_s=60.0)
+    history.add(0.0, {"a": DemandReport(100, age_s=50.0)})
+    history.add(10.0, {"a": DemandReport(120, age_s=60.0)})
+    last = DemandReport(125, age_s=61.0, is_over=True)
+    for now_s in (20.0, 30.0):
+        history.add(now_s, {"a": last})
+    history.add(40.0, {})
+    assert [tick.requests for tick in history.ticks()] == [20, 5, 0, 0]
 
 
 def test_a_counter_tells_what_came_and_what_waits() -> None:
     counter = DemandCounter(in_flight=[1, 2, 3], held=[1], backlog_s=lambda: 1.5)
     counter.arrive(30)
     counter.answer(12)
-    assert counter.report() == DemandReport(1, 30, 12, 1, in_flight=3, held=1, backlog_s=1.5)
+    report = counter.report()
+    assert report == DemandReport(1, 30, 12, 1, in_flight=3, held=1, backlog_s=1.5, age_s=report.age_s)
+    assert 0 <= report.age_s < 60
 
 
 def test_a_wanted_replica_that_is_not_announced_yet_is_starting() -> None:

@@ -10,9 +10,10 @@ from dataclasses import replace
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
-from replica import MODEL, STEP_S, counting, running_gateway, sample, says
+from replica import MODEL, STEP_S, counting, running_gateway, running_replica, sample, says
 
 from deployments.call import Call
+from deployments.continuation import AVOID_S
 from llama31.chat import (
     ChoiceDone,
     Completed,
@@ -27,6 +28,7 @@ from llama31.chat import (
     Usage,
 )
 from llama31.errors import DeadlineExceeded, StreamInterrupted
+from llama31.prefix_blocks import ROUTING_BLOCK_TOKENS
 from llama31.scripted_engine import Script
 from llama31.tokenizer import HuggingFaceTokenizer
 from tests.waiting import soon, until
@@ -178,6 +180,39 @@ async def test_what_kills_one_replica_after_the_other_is_given_up(chatml_tokeniz
         with pytest.raises(StreamInterrupted, match="after 0 tokens"):
             await soon(ids_of(system.gateway.complete(request(), Call("one"))))
         assert system.replicas[3].engine.state().steps_total == 0
+
+
+async def test_a_failed_replica_that_still_listens_is_not_asked_again(chatml_tokenizer: HuggingFaceTokenizer) -> None:
+    """Its process may need seconds to end: the stream waits for its successor, and is not given up."""
+    async with running_gateway(chatml_tokenizer, replace(PACED, fail_at_step=20), continue_within_s=60.0) as system:
+        heard: list[int] = []
+        answer = asyncio.ensure_future(ids_of(system.gateway.complete(request(), Call("one")), heard))
+        await until(lambda: system.fleet.ready_replicas() == 0)
+        async with running_replica(PACED, "replica-2") as successor:
+            await asyncio.wait([answer], timeout=2 * AVOID_S + 0.5)
+            assert not answer.done()
+            await system.directory.announce(successor.record)
+            assert (await soon(answer))[0] == ALL
+
+
+async def test_a_broken_link_refuses_nobody_who_waits(chatml_tokenizer: HuggingFaceTokenizer) -> None:
+    async with running_gateway(chatml_tokenizer, PACED, continue_within_s=5.0, max_running=1) as system:
+        calls = [Call(f"{number}") for number in range(4)]
+        answers = [asyncio.ensure_future(ids_of(system.gateway.complete(request(), call))) for call in calls]
+        await until(lambda: len(system.gateway.admission) == 3 and system.engine.state().running == 1)
+        await system.fleet.link("replica-1")._channel.close()
+        assert {ids for ids, _ in await soon(asyncio.gather(*answers))} == {ALL}
+
+
+async def test_cached_tokens_are_those_of_the_prompt(chatml_tokenizer: HuggingFaceTokenizer) -> None:
+    """Also where the second replica found what was emitted in its cache."""
+    cache = {"prefix_cache_tokens": 100 * ROUTING_BLOCK_TOKENS}
+    script = Script(answer=counting, step_s=STEP_S, **cache)
+    prompt = tuple(40 + number % 60 for number in range(2 * ROUTING_BLOCK_TOKENS))
+    asked = CompletionRequest(MODEL, prompt, GenerationOptions(stop=StopChoices(max_output_tokens=TOKENS)))
+    async with running_gateway(chatml_tokenizer, replace(script, fail_at_step=20), script) as system:
+        _, usage = await soon(ids_of(system.gateway.complete(asked, Call("one"))))
+    assert usage.cached_prompt_tokens <= usage.prompt_tokens
 
 
 async def test_nobody_to_go_on_with(chatml_tokenizer: HuggingFaceTokenizer) -> None:

@@ -37,6 +37,17 @@ def test_what_is_written_comes_back(tmp_path: Path) -> None:
     assert path.stat().st_mode & 0o077 == 0
 
 
+def test_a_line_that_was_cut_costs_itself_alone(tmp_path: Path) -> None:
+    """As a controller leaves it that is killed while it writes."""
+    path = tmp_path / "autoscaler.jsonl"
+    before = written(path, 3)
+    with path.open("ab") as file:
+        file.write(b'{"fleet": {"now_s"')
+    after = written(path, 2)
+    assert [decision for _, decision in read_decisions(path)] == before + after
+    assert last_decision(path) == after[-1]
+
+
 def test_the_log_is_bounded_and_each_file_can_be_read_alone(tmp_path: Path) -> None:
     path = tmp_path / "autoscaler.jsonl"
     written(path, 200, largest_bytes=20_000)

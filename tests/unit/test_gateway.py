@@ -368,6 +368,9 @@ async def test_model_status_follows_the_fleet(chatml_tokenizer: HuggingFaceToken
         assert await soon(system.gateway.wait_models_changed(version)) > version
         await until(lambda: system.gateway.models()[0].state == "degraded")
         await system.replicas[1].kill()
+        await until(lambda: system.gateway.models()[0].state == "loading")
+        for replica in system.replicas:
+            await system.directory.withdraw(replica.replica_id)
         await until(lambda: system.gateway.models()[0].state == "unavailable")
 
 

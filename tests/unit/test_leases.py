@@ -15,7 +15,7 @@ from replica import MODEL, process_metrics, sample
 from deployments.leases import RENEW_EVERY_S, Leases
 from deployments.ledger import Ledger
 from deployments.policies.leases import LEASE_S, WHOLE_ROOM, Ask, Grant, LeaseBook, Renewal, Report, fair_parts
-from deployments.policies.quota import WINDOW_S, QuotaLimits
+from deployments.policies.quota import WINDOW_S, QuotaLimits, QuotaSnapshot
 from deployments.tenancy import Tenancy, Visit
 from deployments.tenant import Tenant
 from llama31.errors import ConcurrencyLimit, LimitReached, QuotaExceeded, RateLimited
@@ -255,6 +255,21 @@ async def test_without_the_ledger_what_is_held_and_then_a_fixed_share() -> None:
     assert [leases.share() for leases in fleet.leases] == [0.5, 0.5]
     await fleet.renew_all()
     assert sample("llama31_ledger_answers", model=MODEL) == 0
+
+
+async def test_requests_do_not_queue_up_behind_a_silent_ledger() -> None:
+    asked = []
+
+    async def never(report: Report) -> Renewal:
+        asked.append(report)
+        await asyncio.Event().wait()
+        raise AssertionError
+
+    leases = Leases(never, "a", MODEL, 1, process_metrics())
+    tenant = Tenant(name="t", limits=QuotaLimits(requests_per_minute=1000))
+    account = QuotaSnapshot(now_s=0.0, charges=(), running=0)
+    await asyncio.gather(*(leases.prepare(tenant, lambda: account, prompts=1) for _ in range(20)))
+    assert len(asked) == 1, "the others have seen that it is away"
 
 
 async def test_a_new_ledger_is_told_everything() -> None:

@@ -29,7 +29,7 @@ TABLE_BLOCK = 4
 @settings(max_examples=20, deadline=None)
 @given(STATES, st.booleans(), SPEEDS | st.none())
 def test_states_arrive_as_they_were(state: EngineState, draining: bool, speed: StepSpeed | None) -> None:
-    sent = encode_state(state, 7, draining, speed, BlockNews(3, True, BlockChanges((1, 2**64 - 1), (5,))))
+    sent = encode_state(state, 7, not draining, draining, speed, BlockNews(3, True, BlockChanges((1, 2**64 - 1), (5,))))
     message = pb.WatchResponse.FromString(sent.SerializeToString())
     assert (decode_state(message), decode_speed(message)) == (state, speed)
     assert decode_blocks(message) == BlockNews(3, True, BlockChanges((1, 2**64 - 1), (5,)))
@@ -51,7 +51,7 @@ class Listener:
 
     def listen(self) -> None:
         for news in next(self._told):
-            assert encode_state(EngineState(), 1, False, None, news).ByteSize() < MAX_MESSAGE_BYTES
+            assert encode_state(EngineState(), 1, True, False, None, news).ByteSize() < MAX_MESSAGE_BYTES
             if not news.sequence:
                 assert news == BlockNews()
                 continue
