@@ -121,6 +121,8 @@ def test_a_rank_that_hangs_is_silent_and_one_that_dies_is_counted(address: str) 
 
         await asyncio.to_thread(wait_for, silent, 30, "the stopped rank is silent")
         os.kill(victim.pid, signal.SIGKILL)
+        # It would go on in the gang that takes this one's place.
+        asking.cancel()
         await asyncio.gather(asking, return_exceptions=True)
 
     asyncio.run(watch_silence())
