@@ -12,8 +12,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from bench.prefix_trace import BLOCK_TOKENS, TracedRequest
+from cluster.fading_sum import FadingSum
 from cluster.policy import ReplicaSnapshot, RequestFeatures, RouterPolicy, StepSpeed
-from deployments.policies.fading_sum import FadingSum
 from deployments.policies.prefix_index import PrefixIndex
 from deployments.policies.router import TYPICAL_SPEED
 

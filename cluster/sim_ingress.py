@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import random
-from collections import deque
+from collections import defaultdict, deque
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Protocol
 
+from cluster.fading_sum import FadingSum
 from cluster.policy import (
     NOTHING_CACHED,
     AdmissionPolicy,
@@ -104,6 +105,7 @@ class Ingress:
         self._snapshots: list[ReplicaSnapshot] = []
         self._outstanding: dict[str, int] = {}
         self._sent_prefill: dict[str, int] = {}
+        self._recent: defaultdict[str, FadingSum] = defaultdict(FadingSum)
         self._queues: dict[str, dict[int, deque[Job]]] = {}
         self._queued: dict[str, Job] = {}
         self._served: dict[str, float] = {}
@@ -114,6 +116,7 @@ class Ingress:
         for replica_id in gone:
             self._outstanding.pop(replica_id, None)
             self._sent_prefill.pop(replica_id, None)
+            self._recent.pop(replica_id, None)
             if self.index is not None:
                 self.index.forget(replica_id)
         self._members = {member.replica.replica_id: member for member in members}
@@ -142,6 +145,7 @@ class Ingress:
         job.sent_prefill_tokens = max(0, job.prompt_tokens - cached.get(replica_id, 0))
         self._outstanding[replica_id] = self._outstanding.get(replica_id, 0) + _claim(job)
         self._sent_prefill[replica_id] = self._sent_prefill.get(replica_id, 0) + job.sent_prefill_tokens
+        self._recent[replica_id].add(job.prompt_tokens, now_s)
         self.dirty.add(replica_id)
         return self._members[replica_id]
 
@@ -154,10 +158,11 @@ class Ingress:
             self.dirty.add(replica_id)
         job.sent_prefill_tokens = 0
 
-    def finished(self, job: Job, replica_id: str) -> None:
+    def finished(self, job: Job, replica_id: str, now_s: float) -> None:
         """Its last token came."""
         if replica_id in self._outstanding:
             self._outstanding[replica_id] -= _claim(job)
+            self._recent[replica_id].add(job.request.output_tokens - job.output_left, now_s)
             self.dirty.add(replica_id)
 
     def enqueue(self, job: Job) -> bool:
@@ -233,6 +238,7 @@ class Ingress:
             max(state.prefill_tokens, self._sent_prefill.get(replica_id, 0)),
             0.0 if member.is_reachable else now_s - member.reported_s,
             self._speed,
+            self._recent[replica_id].at(now_s),
         )
 
     def _admission_picture(self, now_s: float, starting_in_s: float, ingresses: int) -> AdmissionSnapshot:

@@ -183,7 +183,7 @@ class Simulation:
             member.stranded.append(job)
         elif not member.replica.fits(job):
             ingress.started(job, member.replica.replica_id)
-            ingress.finished(job, member.replica.replica_id)
+            ingress.finished(job, member.replica.replica_id, self._now_s)
             self._refuse(job, "larger than the KV cache")
         else:
             replica = member.replica
@@ -233,7 +233,7 @@ class Simulation:
         for job in finished:
             self._pending -= 1
             self._book(job)
-            self._ingresses[job.ingress].finished(job, replica.replica_id)
+            self._ingresses[job.ingress].finished(job, replica.replica_id, self._now_s)
         self._resume({job.ingress for job in finished})
         member = self._members.get(replica)
         if member is not None and member.is_draining and member.is_reachable and replica.is_idle:

@@ -10,11 +10,11 @@ from collections.abc import AsyncIterator, Mapping
 
 import grpc
 
+from cluster.fading_sum import FadingSum
 from cluster.policy import ReplicaSnapshot, StepSpeed
 from deployments.block_feed import BlockNews
 from deployments.directory import ReplicaRecord, WorkerAddress
 from deployments.policies.charging import Charge
-from deployments.policies.fading_sum import FadingSum
 from deployments.policies.prefix_index import PrefixIndex
 from deployments.sequence_stream import NO_FORECAST, Forecast, Loss, SequenceStream
 from deployments.worker_codec import MAX_MESSAGE_BYTES, decode_output, encode_submit
