@@ -20,13 +20,14 @@ class RouterWeights:
     """What the price of a replica is made of besides its predicted time to first token; docs/routing.md says why.
 
     `prefill_work`: how many times more the request's own prefill counts, which keeps whatever runs there waiting.
-    `decode_share`: of the tokens to come, at the pace of the replica's decodes. `imbalance`: of the tokens that it
-    lately got beyond the mean, as if they were queued. A report older than `stale_after_s` costs the time beyond.
+    `decode_share`: of the tokens to come, at the pace of the replica's decodes; 1: the price is that of the request's
+    end, which decodes put off as a queue does. `imbalance`: of the tokens that it lately got beyond the mean, as if
+    they were queued. A report older than `stale_after_s` costs the time beyond.
     Prices within `tie_share` of the price of computing the whole prompt, or within `tie_s`, are equal.
     """
 
     prefill_work: float = 4.0
-    decode_share: float = 0.1
+    decode_share: float = 1.0
     imbalance: float = 0.02
     longest_output_tokens: int = 1024
     stale_after_s: float = 2.0

@@ -11,8 +11,8 @@ import pytest
 from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
+from cluster.fading_sum import HALF_S, FadingSum
 from cluster.policy import NOTHING_CACHED, ReplicaSnapshot, RequestFeatures, RouterPolicy
-from deployments.policies.fading_sum import HALF_S, FadingSum
 from deployments.policies.prefix_index import PrefixIndex
 from deployments.policies.router import TYPICAL_SPEED, PredictedTtft, RouterWeights
 from deployments.policies.router_baselines import BASELINES, PowerOfTwo, RoundRobin, StickyUntilSaturated
@@ -42,7 +42,10 @@ def prefill_tokens(seconds: float) -> int:
         ([replica("a"), replica("b", prefill_tokens=prefill_tokens(5.0))], {"a": 128, "b": 8064}, "a", "spread"),
         # No room: the wait for others' ends counts.
         ([replica("a"), replica("b", kv_tokens_used=450_000, prefill_tokens=18_000)], {"b": 8064}, "a", "spread"),
-        ([replica("a"), replica("b", kv_tokens_used=150_000, prefill_tokens=18_000)], {"b": 8064}, "b", "prefix"),
+        ([replica("a"), replica("b", kv_tokens_used=30_000, prefill_tokens=18_000)], {"b": 8064}, "b", "prefix"),
+        # Many long decodes put off a request's end as a queue does; few are no reason to compute the prompt again.
+        ([replica("a"), replica("b", running=40, kv_tokens_used=200_000)], {"b": 8064}, "a", "spread"),
+        ([replica("a"), replica("b", running=10, kv_tokens_used=50_000)], {"b": 8064}, "b", "prefix"),
         # Nobody has it: the one that has and got the least to do.
         ([replica("a", prefill_tokens=20_000), replica("b")], {}, "b", "least_loaded"),
         ([replica("a", recent_tokens=20.0), replica("b", recent_tokens=10.0)], {}, "b", "least_loaded"),
