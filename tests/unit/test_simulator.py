@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from itertools import pairwise
 
@@ -13,6 +13,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from cluster.fading_sum import HALF_S
 from cluster.policy import (
     NOTHING_CACHED,
     AdmissionSnapshot,
@@ -318,3 +319,24 @@ def test_runs_go_on_with_warm_caches() -> None:
 def test_what_cannot_be_is_said(workload: Workload, engine: EngineSettings, words: str) -> None:
     with pytest.raises(ConfigInvalid, match=words):
         simulate(workload, SimFleet(LineCost(), 1, engine), LEAST)
+
+
+def test_a_router_sees_what_each_replica_got_lately() -> None:
+    seen: list[float] = []
+
+    class Looks(LeastTokens):
+        def route(
+            self,
+            request: RequestFeatures,
+            replicas: Sequence[ReplicaSnapshot],
+            cached_tokens: Mapping[str, int] = NOTHING_CACHED,
+        ) -> Route:
+            seen.append(sum(replica.recent_tokens for replica in replicas))
+            return super().route(request, replicas, cached_tokens)
+
+    # The first is over when the second comes, half of it is forgotten when the third comes.
+    requests = [Request(0.0, 90, 10), Request(10.0, 50, 40), Request(10.0 + HALF_S, 10, 10)]
+    simulate(Workload(requests), SimFleet(LineCost(), 1), Policies(Looks))
+    assert seen[0] == 0
+    assert seen[1] == pytest.approx(100, rel=0.05)
+    assert seen[2] == pytest.approx(95, rel=0.05)
