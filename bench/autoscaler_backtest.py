@@ -33,8 +33,8 @@ PEAKS = (8, 30)
 ROOM_OVER_PEAK = 1.5
 # Production's order first: what can no longer be in time yields.
 ORDERS: tuple[Order, ...] = ("late yield", "first come")
-SHIPPED_PRICE: dict[Order, float] = {"late yield": 8.0, "first come": 16.0}
-PRICES: dict[Order, tuple[float, ...]] = {"late yield": (2.0, 8.0, 15.0), "first come": (16.0,)}
+SHIPPED_PRICE = 16.0
+PRICES: dict[Order, tuple[float, ...]] = {"late yield": (8.0, SHIPPED_PRICE, 40.0), "first come": (SHIPPED_PRICE,)}
 # Fine, as what lies between two of them is taken from a straight line.
 SHARES_OVER_RATE = (*(share / 50 for share in range(31)), 0.7, 0.8, 1.0, 1.4)
 SHARES_IN_USE = (0.55, 0.7, 0.85)
@@ -63,7 +63,7 @@ class Case:
     @property
     def ours(self) -> Outcome:
         """With the shipped setting."""
-        return next(o for o in self.outcomes if o.label == f"ours, late_price {SHIPPED_PRICE[self.order]:g}")
+        return next(o for o in self.outcomes if o.label == f"ours, late_price {SHIPPED_PRICE:g}")
 
     def hours_at(self, prefix: str, attainment: float) -> float | None:
         """Replica-hours of a rule's best settings at an attainment, between settings by a straight line."""

@@ -36,8 +36,6 @@ MODEL, PEAK, ROOM = "m-large", 8, 12
 # Prompts make nearly all of the work, so that work has one dimension as in the fluid.
 PROMPT_TOKENS, OUTPUT_TOKENS = 4000, 8
 LEADS_S = (65.0, 300.0)
-# The simulator's replicas serve first come, first served.
-PRICE = SHIPPED_PRICE["first come"]
 HEAD = "| start s | model | in time | replica-hours |\n|---|---|---|---|"
 
 
@@ -64,7 +62,7 @@ def compare(load: Rates, lead_s: float) -> dict[str, tuple[float, float]]:
     prompt_tokens_per_s = step_tokens / (speed.fixed_s + step_tokens * speed.prefill_token_s)
     capacity = prompt_tokens_per_s / PROMPT_TOKENS * 0.9
     (fluid,) = run(
-        [Ours([our_rules(SLO_S, lead_s, ROOM, PRICE, late_yield=False)])], load, lead_s, SLO_S - ALONE_S, ROOM
+        [Ours([our_rules(SLO_S, lead_s, ROOM, SHIPPED_PRICE, late_yield=False)])], load, lead_s, SLO_S - ALONE_S, ROOM
     )
     rules = ScalingRules(
         prompt_tokens_per_s=capacity * PROMPT_TOKENS,
@@ -73,7 +71,8 @@ def compare(load: Rates, lead_s: float) -> dict[str, tuple[float, float]]:
         lead_s=lead_s,
         min_replicas=1,
         max_replicas=ROOM,
-        late_price=PRICE,
+        late_price=SHIPPED_PRICE,
+        # The simulator's replicas serve first come, first served.
         late_yield=False,
     )
     scaling = Scaling(SloAutoscaler(rules), ROOM, tick_s=10.0, history_ticks=3)

@@ -154,7 +154,7 @@ class Admission:
         """Asks the policy until all that are left go on waiting."""
         while self._by_id:
             now_s = _now_s()
-            tenants = tuple(self._line(queue, now_s) for queue in self._queues.values())
+            tenants = self._lines(now_s)
             picture = self._room.picture(tenants, self._passed, self._shares.level, self._is_shared(now_s))
             decision = self._policy.decide(picture)
             if decision is None:
@@ -205,16 +205,23 @@ class Admission:
                 return Overloaded(f"overloaded: the deadline cannot be met now; {again}", retry_s)
         return Overloaded(f"overloaded: this request would wait too long; {again}", retry_s)
 
-    def _line(self, queue: _Queue, now_s: float) -> TenantQueue:
-        """As the policy sees it. While nobody can enter, the oldest stands for all: it has held out longest."""
-        if is_open := self._room.has_replica:
-            queue.sort(now_s, self._first_token_s)
-        return queue.picture(self._shares.counter(queue.tenant), now_s, is_open)
+    def _lines(self, now_s: float) -> tuple[TenantQueue, ...]:
+        """As the policy sees them. While nobody can enter, the oldest stands for all: it has held out longest."""
+        is_open = self._room.has_replica
+        if is_open and len(self._by_id) > 1:
+            self._sort(now_s)
+        counter = self._shares.counter
+        return tuple(queue.picture(counter(queue.tenant), now_s, is_open) for queue in self._queues.values())
 
-    def _first_token_s(self, prompt_tokens: int) -> float:
-        """Of a request that entered now; half the SLO where no replica tells its speed."""
+    def _sort(self, now_s: float) -> None:
+        """Sets aside who cannot be on time any more; half the SLO is for what comes if no replica tells its speed."""
         seen = self._room.picture((), self._passed)
-        return self._slo_ttft_s / 2 if seen.speed is None else predicted_ttft_s(seen, seen.speed, prompt_tokens)
+
+        def first_token_s(prompt_tokens: int) -> float:
+            return predicted_ttft_s(seen, seen.speed, prompt_tokens) if seen.speed else self._slo_ttft_s / 2
+
+        for queue in self._queues.values():
+            queue.sort(now_s, first_token_s)
 
     def _is_shared(self, now_s: float) -> bool:
         """Whether others than the last tenant asked lately."""
@@ -328,10 +335,14 @@ class _Queue:
         self.weight = weight
         self.waiting = 0
         self.tokens = 0
-        self._levels = tuple(LateLine[_Waiting](slo_ttft_s) for _ in Priority)
+        self._slo_ttft_s = slo_ttft_s
+        self._levels: dict[int, LateLine[_Waiting]] = {}
 
     def add(self, waiting: _Waiting) -> None:
-        self._levels[waiting.priority].add(waiting)
+        level = self._levels.get(waiting.priority)
+        if level is None:
+            level = self._levels[waiting.priority] = LateLine(self._slo_ttft_s)
+        level.add(waiting)
         self.waiting += 1
         self.tokens += waiting.tokens
 
@@ -339,19 +350,24 @@ class _Queue:
         waiting.is_gone = True
         self.waiting -= 1
         self.tokens -= waiting.tokens
-        self._levels[waiting.priority].trim()
+        level = self._levels[waiting.priority]
+        level.trim()
+        if not level:
+            del self._levels[waiting.priority]
 
     def sort(self, now_s: float, first_token_s: Callable[[int], float]) -> None:
-        for level in self._levels:
+        for level in self._levels.values():
             level.sort(now_s, first_token_s)
 
     def entered(self, waiting: _Waiting, work: float) -> None:
-        self._levels[waiting.priority].entered(waiting, work)
+        if level := self._levels.get(waiting.priority):
+            level.entered(waiting, work)
 
     def picture(self, served_tokens: float, now_s: float, is_open: bool) -> TenantQueue:
-        first = [level.head(_work) if is_open else level.oldest for level in self._levels if level]
+        lines = [self._levels[priority] for priority in sorted(self._levels)]
+        first = [line.head(_work) if is_open else line.oldest for line in lines]
         heads = tuple(waiting.request(now_s) for waiting in first)
-        lowest = next(level for level in reversed(self._levels) if level)
+        lowest = lines[-1]
         tail = lowest.tail.request(now_s)
         return TenantQueue(self.tenant, self.weight, served_tokens, heads, self.waiting, tail, self.tokens)
 

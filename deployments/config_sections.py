@@ -209,7 +209,7 @@ class AutoscalingConfig(Section):
     slo_ttft_s: float = Field(default=2.0, gt=0, description="a first token that comes later is late")
     late_yield: bool = Field(default=True, description="held requests that cannot be on time wait behind others")
     lead_s: float = Field(default=65.0, gt=0, description="from the decision to a ready replica: measure it")
-    late_price: float = Field(default=8.0, ge=0, description="a late request may cost so many times its own GPU time")
+    late_price: float = Field(default=16.0, ge=0, description="a late request may cost so many times its own GPU time")
     tick_s: float = Field(default=5.0, ge=0.5, le=60, description="between decisions")
     measure_s: float = Field(default=30.0, ge=1, le=600, description="the demand is the mean of so long")
     keep_s: float = Field(default=60.0, ge=0, description="fewer replicas go once fewer were enough for so long")

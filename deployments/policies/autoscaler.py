@@ -48,7 +48,7 @@ class ScalingRules:
     lead_s: float
     min_replicas: int
     max_replicas: int
-    late_price: float = 8.0
+    late_price: float = 16.0
     late_yield: bool = True
     keep_s: float = 60.0
     idle_s: float = 600.0
@@ -106,11 +106,8 @@ class SloAutoscaler:
 
     def need(self, fleet: FleetSnapshot, load: float, spread: float) -> Need:
         """Without bounds."""
-        price, most = self.rules.late_price, self.rules.max_replicas
-        if self.rules.late_yield:
-            for_demand = replicas_where_late_yield(load, spread, price, most)
-        else:
-            for_demand = replicas_for(load, spread, self._late_share() * price, most)
+        needed = replicas_where_late_yield if self.rules.late_yield else replicas_for
+        for_demand = needed(load, spread, self._late_share() * self.rules.late_price, self.rules.max_replicas)
         if fleet.waiting_requests > 0 or fleet.running_requests > 0:
             for_demand = max(1, for_demand)
         return Need(load, for_demand, self._for_backlog(fleet, load))

@@ -48,11 +48,9 @@ class LateLine(Generic[T]):
 
     def trim(self) -> None:
         """Some are gone: those in the middle stay in their place until they are at an end of it."""
-        for line in (self._in_time, self._late):
-            while line and line[0].is_gone:
-                line.popleft()
-            while line and line[-1].is_gone:
-                line.pop()
+        _trim(self._in_time)
+        if self._late:
+            _trim(self._late)
         if not self._late:
             self._passed = 0.0
 
@@ -92,3 +90,10 @@ class LateLine(Generic[T]):
             self._passed = max(0.0, self._passed - (1 / LATE_SHARE - 1) * work)
         else:
             self._passed += work
+
+
+def _trim(line: deque[T]) -> None:
+    while line and line[0].is_gone:
+        line.popleft()
+    while line and line[-1].is_gone:
+        line.pop()
