@@ -208,7 +208,7 @@ class Admission:
     def _lines(self, now_s: float) -> tuple[TenantQueue, ...]:
         """As the policy sees them. While nobody can enter, the oldest stands for all: it has held out longest."""
         is_open = self._room.has_replica
-        if is_open and len(self._by_id) > 1:
+        if is_open and len(self._by_id) > 1 and not math.isinf(self._slo_ttft_s):
             self._sort(now_s)
         counter = self._shares.counter
         return tuple(queue.picture(counter(queue.tenant), now_s, is_open) for queue in self._queues.values())
