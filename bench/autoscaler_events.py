@@ -61,7 +61,9 @@ def compare(load: Rates, lead_s: float) -> dict[str, tuple[float, float]]:
     step_tokens = speed.max_step_tokens
     prompt_tokens_per_s = step_tokens / (speed.fixed_s + step_tokens * speed.prefill_token_s)
     capacity = prompt_tokens_per_s / PROMPT_TOKENS * 0.9
-    (fluid,) = run([Ours([our_rules(SLO_S, lead_s, ROOM, SHIPPED_PRICE)])], load, lead_s, SLO_S - ALONE_S, ROOM)
+    (fluid,) = run(
+        [Ours([our_rules(SLO_S, lead_s, ROOM, SHIPPED_PRICE, late_yield=False)])], load, lead_s, SLO_S - ALONE_S, ROOM
+    )
     rules = ScalingRules(
         prompt_tokens_per_s=capacity * PROMPT_TOKENS,
         output_tokens_per_s=1e9,
@@ -70,6 +72,8 @@ def compare(load: Rates, lead_s: float) -> dict[str, tuple[float, float]]:
         min_replicas=1,
         max_replicas=ROOM,
         late_price=SHIPPED_PRICE,
+        # The simulator's replicas serve first come, first served.
+        late_yield=False,
     )
     scaling = Scaling(SloAutoscaler(rules), ROOM, tick_s=10.0, history_ticks=3)
     fleet = SimFleet(cost, int(np.ceil(load[0] * 1.2)), start_s=lead_s, scaling=scaling)

@@ -15,6 +15,8 @@ from deployments.policies.autoscaler import ScalingRules, SloAutoscaler
 # How long a request of the modelled kind is in its replica: with its load this gives the requests in flight.
 RESIDENCE_S = 10.0
 _TOKENS_PER_S = 1000.0
+# Of a replica, for one request.
+_REQUEST_S = 0.1
 
 
 class Ours:
@@ -31,22 +33,25 @@ class Ours:
 
     def _decide(self, picture: FluidPicture, column: int) -> int:
         ready, starting = int(picture.ready[column]), int(picture.starting[column])
+        # An ingress gives the engines what they take at once: where the late yield, it holds the queue.
+        yields = self._policies[column].rules.late_yield
+        queue = float(picture.backlog[column])
         fleet = FleetSnapshot(
             now_s=picture.now_s,
             ready=ready,
             starting=starting,
             draining=0,
             room=picture.room - ready - starting,
-            waiting_requests=0.0,
+            waiting_requests=queue / _REQUEST_S if yields else 0.0,
             running_requests=1.0,
-            backlog_s=float(picture.backlog[column]) / ready,
-            demand=(DemandTick(1.0, 1.0, picture.load * _TOKENS_PER_S, 0.0),),
+            backlog_s=0.0 if yields else queue / ready,
+            demand=(DemandTick(1.0, picture.load / _REQUEST_S, picture.load * _TOKENS_PER_S, 0.0),),
         )
         decision, self._memories[column] = self._policies[column].decide(fleet, self._memories[column])
         return decision.target
 
 
-def our_rules(slo_s: float, lead_s: float, room: int, late_price: float) -> ScalingRules:
+def our_rules(slo_s: float, lead_s: float, room: int, late_price: float, *, late_yield: bool) -> ScalingRules:
     """The shipped constants."""
     return ScalingRules(
         prompt_tokens_per_s=_TOKENS_PER_S,
@@ -56,6 +61,7 @@ def our_rules(slo_s: float, lead_s: float, room: int, late_price: float) -> Scal
         min_replicas=1,
         max_replicas=room,
         late_price=late_price,
+        late_yield=late_yield,
     )
 
 

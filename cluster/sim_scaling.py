@@ -56,8 +56,8 @@ def fleet_picture(
         starting=len(starting),
         draining=len(reachable) - len(serving),
         room=max(0, max_replicas - len(reachable) - len(starting)),
-        waiting_requests=held + sum(member.state.waiting for member in reachable),
-        running_requests=sum(member.state.running for member in reachable),
+        waiting_requests=held,
+        running_requests=sum(member.state.running + member.state.waiting for member in reachable),
         backlog_s=backlog_s,
         demand=ticks,
     )

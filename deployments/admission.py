@@ -7,15 +7,15 @@ from __future__ import annotations
 
 import asyncio
 import math
-from collections import deque
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import get_args
 
 from cluster.policy import Admitted, QueuedRequest, Refused, TenantQueue
 from deployments.choices import Job
 from deployments.metrics import Metrics
-from deployments.policies.admission import FairAdmission, RefusalReason, work_tokens
+from deployments.policies.admission import FairAdmission, RefusalReason, charge, predicted_ttft_s, work_tokens
 from deployments.policies.fair_shares import AnswerLengths, FairShares
+from deployments.policies.late_line import LateLine
 from deployments.room import Place, Room
 from llama31.chat import Priority
 from llama31.errors import ContextTooLong, DeadlineExceeded, Llama31Error, NoReadyReplica, Overloaded
@@ -31,8 +31,17 @@ _MAX_IDLE_TENANTS = 1000
 class Admission:
     """The door between those that were let in by their limits and the engines, for one model at one ingress."""
 
-    def __init__(self, model: str, room: Room, metrics: Metrics, policy: FairAdmission | None = None) -> None:
+    def __init__(
+        self,
+        model: str,
+        room: Room,
+        metrics: Metrics,
+        policy: FairAdmission | None = None,
+        slo_ttft_s: float = math.inf,
+    ) -> None:
+        """Whoever cannot have a first token within `slo_ttft_s` waits behind its tenant's others of its priority."""
         self._model = model
+        self._slo_ttft_s = slo_ttft_s
         self._room = room
         self._metrics = metrics
         self._policy = policy or FairAdmission()
@@ -113,7 +122,7 @@ class Admission:
             self._forget_idle()
             # One filling of the room: as much as one that always waits may have inside.
             self._shares.arrive(tenant.name, self._queues, self._room.kv_tokens_total / tenant.weight)
-            queue = self._queues[tenant.name] = _Queue(tenant.name, tenant.weight)
+            queue = self._queues[tenant.name] = _Queue(tenant.name, tenant.weight, self._slo_ttft_s)
         queue.add(waiting)
         self._by_id[waiting.request_id] = waiting
         self._count(waiting.priority, 1)
@@ -145,7 +154,7 @@ class Admission:
         """Asks the policy until all that are left go on waiting."""
         while self._by_id:
             now_s = _now_s()
-            tenants = tuple(queue.picture(self._shares.counter(queue.tenant), now_s) for queue in self._queues.values())
+            tenants = self._lines(now_s)
             picture = self._room.picture(tenants, self._passed, self._shares.level, self._is_shared(now_s))
             decision = self._policy.decide(picture)
             if decision is None:
@@ -168,6 +177,8 @@ class Admission:
         still = {level for level, count in enumerate(self._waiting) if count}
         self._passed = self._policy.passed_after(self._passed, waiting.priority, decision.charge_tokens, still)
         self._wait_seconds[waiting.priority].observe(now_s - waiting.arrived_s)
+        if queue := self._queues.get(decision.tenant):
+            queue.entered(waiting, decision.charge_tokens)
         place = self._room.take(waiting.request(now_s))
         waiting.ticket = Ticket(self, place, decision.tenant, weight)
 
@@ -193,6 +204,24 @@ class Admission:
             case "deadline_unmeetable":
                 return Overloaded(f"overloaded: the deadline cannot be met now; {again}", retry_s)
         return Overloaded(f"overloaded: this request would wait too long; {again}", retry_s)
+
+    def _lines(self, now_s: float) -> tuple[TenantQueue, ...]:
+        """As the policy sees them. While nobody can enter, the oldest stands for all: it has held out longest."""
+        is_open = self._room.has_replica
+        if is_open and len(self._by_id) > 1 and not math.isinf(self._slo_ttft_s):
+            self._sort(now_s)
+        counter = self._shares.counter
+        return tuple(queue.picture(counter(queue.tenant), now_s, is_open) for queue in self._queues.values())
+
+    def _sort(self, now_s: float) -> None:
+        """Sets aside who cannot be on time any more; half the SLO is for what comes if no replica tells its speed."""
+        seen = self._room.picture((), self._passed)
+
+        def first_token_s(prompt_tokens: int) -> float:
+            return predicted_ttft_s(seen, seen.speed, prompt_tokens) if seen.speed else self._slo_ttft_s / 2
+
+        for queue in self._queues.values():
+            queue.sort(now_s, first_token_s)
 
     def _is_shared(self, now_s: float) -> bool:
         """Whether others than the last tenant asked lately."""
@@ -256,6 +285,7 @@ class _Waiting:
         "decided",
         "error",
         "is_gone",
+        "is_late",
         "priority",
         "prompt_tokens",
         "request_id",
@@ -277,6 +307,7 @@ class _Waiting:
         self.error: Llama31Error | None = None
         self.decided: asyncio.Future[None] | None = None
         self.is_gone = False
+        self.is_late = False
         self._expected_tokens = expected_tokens
         self._max_tokens = job.request.limits.max_output_tokens
         self._sequences = job.options.num_choices
@@ -297,36 +328,52 @@ class _Waiting:
 
 
 class _Queue:
-    """What waits of one tenant, in the order of arrival within each priority."""
+    """What waits of one tenant, one line for each priority."""
 
-    def __init__(self, tenant: str, weight: float) -> None:
+    def __init__(self, tenant: str, weight: float, slo_ttft_s: float) -> None:
         self.tenant = tenant
         self.weight = weight
         self.waiting = 0
         self.tokens = 0
-        self._levels: tuple[deque[_Waiting], ...] = tuple(deque() for _ in Priority)
+        self._slo_ttft_s = slo_ttft_s
+        self._levels: dict[int, LateLine[_Waiting]] = {}
 
     def add(self, waiting: _Waiting) -> None:
-        self._levels[waiting.priority].append(waiting)
+        level = self._levels.get(waiting.priority)
+        if level is None:
+            level = self._levels[waiting.priority] = LateLine(self._slo_ttft_s)
+        level.add(waiting)
         self.waiting += 1
         self.tokens += waiting.tokens
 
     def remove(self, waiting: _Waiting) -> None:
-        """Those in the middle stay in their place until they are at an end of it."""
         waiting.is_gone = True
         self.waiting -= 1
         self.tokens -= waiting.tokens
         level = self._levels[waiting.priority]
-        while level and level[0].is_gone:
-            level.popleft()
-        while level and level[-1].is_gone:
-            level.pop()
+        level.trim()
+        if not level:
+            del self._levels[waiting.priority]
 
-    def picture(self, served_tokens: float, now_s: float) -> TenantQueue:
-        heads = tuple(level[0].request(now_s) for level in self._levels if level)
-        lowest = next(level for level in reversed(self._levels) if level)
-        tail = lowest[-1].request(now_s)
+    def sort(self, now_s: float, first_token_s: Callable[[int], float]) -> None:
+        for level in self._levels.values():
+            level.sort(now_s, first_token_s)
+
+    def entered(self, waiting: _Waiting, work: float) -> None:
+        if level := self._levels.get(waiting.priority):
+            level.entered(waiting, work)
+
+    def picture(self, served_tokens: float, now_s: float, is_open: bool) -> TenantQueue:
+        lines = [self._levels[priority] for priority in sorted(self._levels)]
+        first = [line.head(_work) if is_open else line.oldest for line in lines]
+        heads = tuple(waiting.request(now_s) for waiting in first)
+        lowest = lines[-1]
+        tail = lowest.tail.request(now_s)
         return TenantQueue(self.tenant, self.weight, served_tokens, heads, self.waiting, tail, self.tokens)
+
+
+def _work(waiting: _Waiting) -> float:
+    return charge(waiting.request(waiting.arrived_s))
 
 
 def _now_s() -> float:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import os
 import tempfile
 from importlib import resources
@@ -84,6 +85,11 @@ class ServiceConfig(Section):
     def first_replicas(self) -> int:
         """How many there are when the service starts."""
         return max(self.replicas, self.autoscaling.min_replicas) if self.autoscaling else self.replicas
+
+    @property
+    def late_after_s(self) -> float:
+        """A request with a later first token yields to others of its tenant; infinity: none does."""
+        return self.autoscaling.slo_ttft_s if self.autoscaling and self.autoscaling.late_yield else math.inf
 
     @property
     def parallel_plan(self) -> ParallelPlan:

@@ -207,6 +207,7 @@ class AutoscalingConfig(Section):
     prompt_tokens_per_s: float = Field(gt=0, description="of one replica within the SLO, if it only read prompts")
     output_tokens_per_s: float = Field(gt=0, description="of one replica within the SLO, if it only wrote answers")
     slo_ttft_s: float = Field(default=2.0, gt=0, description="a first token that comes later is late")
+    late_yield: bool = Field(default=True, description="held requests that cannot be on time wait behind others")
     lead_s: float = Field(default=65.0, gt=0, description="from the decision to a ready replica: measure it")
     late_price: float = Field(default=16.0, ge=0, description="a late request may cost so many times its own GPU time")
     tick_s: float = Field(default=5.0, ge=0.5, le=60, description="between decisions")

@@ -79,7 +79,9 @@ class ServiceGateway:
         self._in_flight = InFlight(config.ingress.max_requests)
         bounds = EngineBounds(config.engine.max_running, config.engine.max_batched_tokens)
         room = Room(fleet, bounds, share, starts_on_demand=config.autoscaling is not None)
-        self.admission = Admission(config.model, room, metrics, FairAdmission(config.ingress.hold_s))
+        self.admission = Admission(
+            config.model, room, metrics, FairAdmission(config.ingress.hold_s), config.late_after_s
+        )
         self.demand = DemandCounter(self._in_flight, self.admission, self._router.backlog_s)
         self._preparation = Preparation(config, codec, self._tenancy, self._router, self.demand)
 

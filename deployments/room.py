@@ -114,6 +114,11 @@ class Room:
         )
 
     @property
+    def has_replica(self) -> bool:
+        """Whether one is ready."""
+        return self._look().ready > 0
+
+    @property
     def kv_tokens_total(self) -> int:
         """This ingress's share of all caches."""
         return int(self._share() * self._look().kv_tokens)

@@ -21,8 +21,10 @@ JUMP_S = 600.0
 SPREAD_MEMORY_S = 3600.0
 FIRST_SPREAD = 0.1
 LARGEST_JUMP = 0.7
-# Lateness that is drained within this time after the next start.
+# Lateness that is drained within this time after the next start, where everybody waits for it.
 DRAIN_S = 5.0
+# The same where the late yield: nobody else waits for them.
+YIELDED_DRAIN_S = 60.0
 # Of the SLO: a backlog below it needs no replica of its own.
 TOLERATED_SHARE = 0.4
 # Below this many replicas' worth of work, ratios say nothing.
@@ -35,8 +37,9 @@ _PAST = int(JUMP_S / PAST_EVERY_S)
 class ScalingRules:
     """What the operator says. The two rates are those of one replica within the SLO, if it did nothing else.
 
-    `late_price` is how many times its own replica time a late request may cost to prevent. `keep_s` is how long fewer
-    replicas must be enough before some go, `idle_s` the same for the last one.
+    `late_price` is how many times its own replica time a late request may cost to prevent. `late_yield`: requests that
+    cannot be on time wait behind the others (late_line.py), so that only as many are late as there were too many.
+    `keep_s` is how long fewer replicas must be enough before some go, `idle_s` the same for the last one.
     """
 
     prompt_tokens_per_s: float
@@ -46,6 +49,7 @@ class ScalingRules:
     min_replicas: int
     max_replicas: int
     late_price: float = 16.0
+    late_yield: bool = True
     keep_s: float = 60.0
     idle_s: float = 600.0
 
@@ -102,7 +106,8 @@ class SloAutoscaler:
 
     def need(self, fleet: FleetSnapshot, load: float, spread: float) -> Need:
         """Without bounds."""
-        for_demand = replicas_for(load, spread, self._late_share() * self.rules.late_price, self.rules.max_replicas)
+        needed = replicas_where_late_yield if self.rules.late_yield else replicas_for
+        for_demand = needed(load, spread, self._late_share() * self.rules.late_price, self.rules.max_replicas)
         if fleet.waiting_requests > 0 or fleet.running_requests > 0:
             for_demand = max(1, for_demand)
         return Need(load, for_demand, self._for_backlog(fleet, load))
@@ -114,15 +119,17 @@ class SloAutoscaler:
     def _for_backlog(self, fleet: FleetSnapshot, load: float) -> int:
         """Enough to drain, soon after the next start, what will have queued up by then; at most twice the load."""
         tolerated = TOLERATED_SHARE * self.rules.slo_ttft_s * fleet.ready
-        until_ready_s = self.rules.lead_s / (2 if fleet.starting else 1)
-        queued = fleet.backlog_s * fleet.ready + max(0.0, load - fleet.ready) * until_ready_s
+        queued, drain_s = fleet.backlog_s * fleet.ready, YIELDED_DRAIN_S
+        if not self.rules.late_yield:
+            until_ready_s, drain_s = self.rules.lead_s / (2 if fleet.starting else 1), DRAIN_S
+            queued += max(0.0, load - fleet.ready) * until_ready_s
         arrived = sum(tick.requests for tick in fleet.demand)
         if arrived > 0:
             each = load * sum(tick.seconds for tick in fleet.demand) / arrived
             queued += fleet.waiting_requests * each
         if not fleet.ready or queued <= tolerated:
             return 0
-        return math.ceil(min(2 * load + 1, load + (queued - tolerated) / DRAIN_S))
+        return math.ceil(min(2 * load + 1, load + (queued - tolerated) / drain_s))
 
     def _lower(
         self, target: int, present: int, now_s: float, memory: ScalerMemory, numbers: dict[str, float]
@@ -154,6 +161,19 @@ def replicas_for(load: float, spread: float, price: float, most: int) -> int:
         return 0
     replicas = max(1, math.ceil(load - 1e-9))
     while replicas < most and price * load * (_above(replicas, load, spread) - _above(replicas + 1, load, spread)) > 1:
+        replicas += 1
+    return replicas
+
+
+def replicas_where_late_yield(load: float, spread: float, price: float, most: int) -> int:
+    """The fewest for the load, and one more as long as a jump needs it with a chance above one in `price`.
+
+    There a replica that is missing makes its own work late and no more. Never falls as `load` grows.
+    """
+    if load <= 0:
+        return 0
+    replicas = max(1, math.ceil(load - 1e-9))
+    while replicas < most and price * _above(replicas, load, spread) > 1:
         replicas += 1
     return replicas
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import math
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
@@ -44,11 +45,15 @@ class Replicas:
 
 @contextmanager
 def admission(
-    fleet: Replicas | None = None, share: float = 1.0, max_running: int = 100, hold_s: float = 30.0
+    fleet: Replicas | None = None,
+    share: float = 1.0,
+    max_running: int = 100,
+    hold_s: float = 30.0,
+    slo_ttft_s: float = math.inf,
 ) -> Iterator[Admission]:
     """One that is empty again at the end."""
     room = Room(fleet or Replicas(), EngineBounds(max_running, 1000), lambda: share)
-    queue = Admission(MODEL, room, process_metrics(), FairAdmission(hold_s))
+    queue = Admission(MODEL, room, process_metrics(), FairAdmission(hold_s), slo_ttft_s)
     yield queue
     assert (len(queue), room.kv_tokens, room.demand(0)) == (0, 0, (0.0, 0.0))
 
@@ -110,6 +115,30 @@ async def test_priorities() -> None:
             inside.leave(1)
             inside = await soon(tasks[level])
         inside.leave(1)
+
+
+async def test_whoever_cannot_be_on_time_waits_behind_those_that_can() -> None:
+    speed = StepSpeed(0.0, 0.01, 0.0, 0.0, 1000)
+    with admission(Replicas((replace(READY, speed=speed),)), slo_ttft_s=10.0) as queue:
+        inside = await queue.enter(job("a", 900))
+        inside.progress(False)
+        # Of 900 tokens the first token takes 9 s, of 300 it takes 3 s; the room is for one of them.
+        line = {"late": 900, "first": 300, "second": 300, "later": 900}
+        tasks = {name: asyncio.create_task(queue.enter(job(name, prompt, 600))) for name, prompt in line.items()}
+        await until(lambda: len(queue) == 4)
+        inside.leave(1)
+        for name in ("first", "second", "late", "later"):
+            ticket = await soon(tasks.pop(name))
+            assert not any(task.done() for task in tasks.values())
+            ticket.leave(1)
+
+
+async def test_nobody_yields_while_no_replica_is_there_and_the_oldest_is_refused_in_time() -> None:
+    with admission(Replicas((), "loading"), hold_s=0.05, slo_ttft_s=0.01) as queue:
+        tasks = [asyncio.create_task(queue.enter(job(f"a{i}"))) for i in range(2)]
+        for task in tasks:
+            with pytest.raises(NoReadyReplica):
+                await soon(task)
 
 
 async def test_room_is_also_sequences_and_prompts_on_their_way() -> None:

@@ -10,7 +10,13 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from cluster.policy import DemandTick, FleetSnapshot, ScalerMemory
-from deployments.policies.autoscaler import REASONS, ScalingRules, SloAutoscaler, replicas_for
+from deployments.policies.autoscaler import (
+    REASONS,
+    ScalingRules,
+    SloAutoscaler,
+    replicas_for,
+    replicas_where_late_yield,
+)
 
 RULES = ScalingRules(
     prompt_tokens_per_s=1000.0,
@@ -19,7 +25,9 @@ RULES = ScalingRules(
     lead_s=65.0,
     min_replicas=0,
     max_replicas=12,
+    late_yield=False,
 )
+YIELD = replace(RULES, late_yield=True)
 
 
 def fleet(load: float = 0.0, now_s: float = 0.0, ready: int = 1, **more: float) -> FleetSnapshot:
@@ -55,6 +63,12 @@ def decided(pictures: list[FleetSnapshot], rules: ScalingRules = RULES) -> list[
         (fleet(2.5), RULES, (6, "backlog")),
         (fleet(2.5, ready=3, backlog_s=3.0), RULES, (4, "backlog")),
         (fleet(2.5, ready=3, waiting_requests=2), RULES, (6, "backlog")),
+        # Where the late yield, what waits is drained in a minute, and nothing in advance.
+        (fleet(2.5), YIELD, (3, "demand")),
+        (fleet(2.5, ready=3, backlog_s=3.0), YIELD, (3, "steady")),
+        (fleet(2.5, ready=3, waiting_requests=2), YIELD, (3, "steady")),
+        (fleet(2.5, ready=3, waiting_requests=6), YIELD, (4, "backlog")),
+        (fleet(2.5, ready=3, waiting_requests=6000), YIELD, (6, "backlog")),
         (fleet(40.0), RULES, (12, "at_max")),
         (fleet(5.0, room=1), RULES, (2, "no_room")),
         (fleet(5.01, ready=5), replace(RULES, lead_s=1.0), (6, "demand")),
@@ -91,18 +105,20 @@ def test_a_start_under_way_is_not_asked_for_twice() -> None:
     assert again[1][0] <= first[0]
 
 
-def test_jumps_of_the_past_buy_headroom() -> None:
+@pytest.mark.parametrize("rules", [RULES, YIELD])
+def test_jumps_of_the_past_buy_headroom(rules: ScalingRules) -> None:
     calm = [fleet(4.0, 60.0 * n, ready=5) for n in range(60)]
     wild = [fleet(4.0 * (1.5 if n // 10 % 2 else 1 / 1.5), 60.0 * n, ready=5) for n in range(60)]
     end = fleet(4.0, 3600.0, ready=5)
-    assert decided([*wild, end])[-1][0] > decided([*calm, end])[-1][0]
+    assert decided([*wild, end], rules)[-1][0] > decided([*calm, end], rules)[-1][0]
 
 
 @given(st.floats(0, 30), st.floats(0, 30), st.floats(0.001, 0.7), st.floats(0, 100), st.integers(1, 40))
 @settings(max_examples=50, deadline=None)
 def test_more_load_never_needs_fewer(load: float, more: float, spread: float, price: float, most: int) -> None:
-    assert replicas_for(load, spread, price, most) <= replicas_for(load + more, spread, price, most)
-    assert replicas_for(load, spread, price, most) >= load - 1e-6
+    for needed in (replicas_for, replicas_where_late_yield):
+        assert needed(load, spread, price, most) <= needed(load + more, spread, price, most)
+        assert needed(load, spread, price, most) >= load - 1e-6
 
 
 PICTURES = st.builds(
@@ -121,10 +137,12 @@ PICTURES = st.builds(
 )
 
 
-@given(st.lists(PICTURES, min_size=1, max_size=8), st.integers(0, 3), st.integers(3, 15))
+@given(st.lists(PICTURES, min_size=1, max_size=8), st.integers(0, 3), st.integers(3, 15), st.booleans())
 @settings(max_examples=50, deadline=None)
-def test_within_bounds_and_room_and_equal_again(pictures: list[FleetSnapshot], least: int, most: int) -> None:
-    rules = replace(RULES, min_replicas=least, max_replicas=most)
+def test_within_bounds_and_room_and_equal_again(
+    pictures: list[FleetSnapshot], least: int, most: int, late_yield: bool
+) -> None:
+    rules = replace(RULES, min_replicas=least, max_replicas=most, late_yield=late_yield)
     memory = ScalerMemory()
     for picture in sorted(pictures, key=lambda p: p.now_s):
         scale, after = SloAutoscaler(rules).decide(picture, memory)
@@ -136,12 +154,13 @@ def test_within_bounds_and_room_and_equal_again(pictures: list[FleetSnapshot], l
         memory = after
 
 
-@given(st.floats(0.1, 11), st.integers(1, 12))
+@given(st.floats(0.1, 11), st.integers(1, 12), st.booleans())
 @settings(max_examples=30, deadline=None)
-def test_constant_load_settles(load: float, at_first: int) -> None:
+def test_constant_load_settles(load: float, at_first: int, late_yield: bool) -> None:
     memory, ready, targets = ScalerMemory(target=at_first), at_first, []
     for tick in range(400):
-        scale, memory = SloAutoscaler(RULES).decide(fleet(load, 5.0 * tick, ready=ready), memory)
+        rules = YIELD if late_yield else RULES
+        scale, memory = SloAutoscaler(rules).decide(fleet(load, 5.0 * tick, ready=ready), memory)
         ready = scale.target
         targets.append(ready)
     changes = [after - before for before, after in pairwise(targets) if after != before]
