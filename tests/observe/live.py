@@ -53,6 +53,13 @@ def equip(directory: Path) -> Equipment:
         "ingress.show_tenant_names": True,
         # Of a made-up board, so that there is something to show; a figure on a picture, not a measurement.
         "energy": {"idle_watts": 20.0, "peak_watts": 60.0},
+        # It decides, and always the same.
+        "autoscaling": {
+            "min_replicas": 1,
+            "max_replicas": 1,
+            "prompt_tokens_per_s": 1e6,
+            "output_tokens_per_s": 1e6,
+        },
     }
     return Equipment(overrides, free.key, limited.key, Tls(str(directory / "ca.pem")), tenants)
 
