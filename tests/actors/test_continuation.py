@@ -54,7 +54,7 @@ def seams(length: int) -> tuple[int, ...]:
     return tuple(sorted({k for k in (1, length // 3, length // 2, length - 1) if 0 < k < length}))
 
 
-@pytest.mark.parametrize("plan", [ParallelPlan(), ParallelPlan(pp=2), ParallelPlan(tp=2)], ids=str)
+@pytest.mark.parametrize("plan", [ParallelPlan(pp=2), ParallelPlan(tp=2)], ids=str)
 def test_what_follows_is_what_would_have_followed(
     plan: ParallelPlan, ray_cluster: LocalCluster, standin_checkpoint: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -43,7 +43,7 @@ CONTROL = Group(
             "Llama31KvBelowPlan",
             "ticket",
             "15m",
-            "min by (model) (llama31_replica_kv_total_tokens)\n/ max by (model) (llama31_planned_kv_tokens) < 0.97",
+            "min by (release, model) (llama31_replica_kv_total_tokens)\n/ max by (release, model) (llama31_planned_kv_tokens) < 0.97",
             "{{ $labels.model }}: a replica has {{ $value | humanizePercentage }} of the KV cache that was planned",
             "The plan's number of running requests and its longest context need KV cache that is not there: requests "
             "will wait or be computed again before the load is what it was planned for.",
@@ -60,7 +60,7 @@ CONTROL = Group(
             "Llama31AutoscalerAtItsBound",
             "ticket",
             "15m",
-            "max by (model) (llama31_autoscaler_wanted) > max by (model) (llama31_autoscaler_target)",
+            "max by (release, model) (llama31_autoscaler_wanted) > max by (release, model) (llama31_autoscaler_target)",
             "{{ $labels.model }}: the autoscaler wants {{ $value }} replicas and may not have them",
             "The demand needs more replicas than `autoscaling.max_replicas` or the cluster's room allow: first tokens "
             "come late, and with more demand requests are refused.",
