@@ -43,7 +43,8 @@ CONTROL = Group(
             "Llama31KvBelowPlan",
             "ticket",
             "15m",
-            "min by (release, model) (llama31_replica_kv_total_tokens)\n/ max by (release, model) (llama31_planned_kv_tokens) < 0.97",
+            "min by (release, model) (llama31_replica_kv_total_tokens)\n"
+            "/ max by (release, model) (llama31_planned_kv_tokens) < 0.97",
             "{{ $labels.model }}: a replica has {{ $value | humanizePercentage }} of the KV cache that was planned",
             "The plan's number of running requests and its longest context need KV cache that is not there: requests "
             "will wait or be computed again before the load is what it was planned for.",
