@@ -17,13 +17,13 @@ from collections.abc import Awaitable, Callable
 from dataclasses import dataclass, replace
 from typing import Any, Literal
 
-import ray
 from ray.actor import ActorHandle
 from ray.exceptions import RayError
 
 from cluster.left_groups import GroupSweeper
 from deployments.config import cluster_token
 from deployments.demand import DemandReport
+from deployments.named_actor import find_actor, open_actor
 from llama31.engine import RankReport
 
 log = logging.getLogger("llama31.directory")
@@ -31,7 +31,6 @@ log = logging.getLogger("llama31.directory")
 NAME = "replica-directory"
 # What Serve calls the service and its engine replicas.
 SERVE_APPLICATION, SERVE_ENGINE = "llama31", "engine"
-NAMESPACE = "llama31"
 ANNOUNCE_EVERY_S = 2.0
 EXPIRE_AFTER_S = 6.0
 POLL_S = 30.0
@@ -223,16 +222,7 @@ class Directory:
 
 def open_directory() -> ActorHandle[Any]:
     """The cluster's directory, made by whoever comes first."""
-    actor = ray.remote(Directory)
-    return actor.options(
-        name=NAME,
-        namespace=NAMESPACE,
-        lifetime="detached",
-        get_if_exists=True,
-        max_restarts=-1,
-        max_concurrency=1000,
-        num_cpus=0,
-    ).remote(cluster_token() or secrets.token_hex(32), left_group_sweeper().look)
+    return open_actor(NAME, Directory, cluster_token() or secrets.token_hex(32), left_group_sweeper().look)
 
 
 def left_group_sweeper() -> GroupSweeper:
@@ -251,10 +241,7 @@ async def told(answer: Awaitable[None]) -> bool:
 
 def find_directory() -> ActorHandle[Any] | None:
     """The cluster's directory if there is one."""
-    try:
-        return ray.get_actor(NAME, namespace=NAMESPACE)
-    except (ValueError, RayError):
-        return None
+    return find_actor(NAME)
 
 
 def _now_s() -> float:

@@ -11,11 +11,9 @@ import time
 from collections.abc import Callable
 from typing import Any
 
-import ray
 from ray.actor import ActorHandle
-from ray.exceptions import RayError
 
-from deployments.directory import NAMESPACE
+from deployments.named_actor import find_actor, open_actor
 from deployments.policies.leases import LEASE_S, LeaseBook, Renewal, Report
 
 NAME = "admission-ledger"
@@ -47,21 +45,9 @@ class Ledger:
 
 def find_ledger() -> ActorHandle[Any] | None:
     """The cluster's ledger if there is one."""
-    try:
-        return ray.get_actor(NAME, namespace=NAMESPACE)
-    except (ValueError, RayError):
-        return None
+    return find_actor(NAME)
 
 
 def open_ledger() -> ActorHandle[Any]:
     """The cluster's ledger, made by whoever comes first."""
-    actor = ray.remote(Ledger)
-    return actor.options(
-        name=NAME,
-        namespace=NAMESPACE,
-        lifetime="detached",
-        get_if_exists=True,
-        max_restarts=-1,
-        max_concurrency=1000,
-        num_cpus=0,
-    ).remote()
+    return open_actor(NAME, Ledger)

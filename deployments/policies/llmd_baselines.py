@@ -11,6 +11,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
 from cluster.policy import NOTHING_CACHED, ReplicaSnapshot, RequestFeatures, Route
+from deployments.policies.router import ready_replicas
 
 _WORD = (1 << 64) - 1
 
@@ -53,7 +54,7 @@ class WeightedScores:
         cached_tokens: Mapping[str, int] = NOTHING_CACHED,
     ) -> Route:
         """Looks at each ready replica's queue, KV share and prefix."""
-        ready = [r for r in replicas if r.ready and not r.draining]
+        ready = ready_replicas(replicas)
         if not ready:
             return Route(None, "no replica is ready")
         weights = self._weights
@@ -97,7 +98,7 @@ class RandomPick:
         cached_tokens: Mapping[str, int] = NOTHING_CACHED,
     ) -> Route:
         """Looks at nothing."""
-        ready = [r for r in replicas if r.ready and not r.draining]
+        ready = ready_replicas(replicas)
         if not ready:
             return Route(None, "no replica is ready")
         chosen = ready[self._dice.below(len(ready))].replica_id
